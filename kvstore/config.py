@@ -10,6 +10,8 @@ etcd's own defaults are from etcd 3.6 ``server/embed/config.go``.
 
 from dataclasses import dataclass, field
 
+from kvstore.transport.limits import Limits
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -42,10 +44,10 @@ class StoreConfig:
     recent_bytes_max: int = 64 * MIB
     """Encoded values of replaced but young entries; above: the oldest durable ones are re-read from
     the backend."""
-    read_chunk_bytes: int = 4 * MIB
-    """A long read yields to other requests after this many bytes of answer."""
-    read_chunk_keys: int = 10_000
-    """Likewise after this many keys, for answers of tiny values."""
+    read_chunk_keys: int = 4_096
+    """A long read yields to other requests after looking at this many keys (about 1 ms)."""
+    stream_chunk_bytes: int = 1 * MIB
+    """Bytes of KeyValues in one message of a RangeStream, unless a single one is larger."""
     fetch_rows_max: int = 1_000
     """Rows per read of values from the backend; more are read in several statements."""
     read_restarts_max: int = 3
@@ -81,8 +83,8 @@ class CompactionConfig:
 
     drop_rows_max: int = 1_000
     """Rows removed per batch; the rest follows in later batches."""
-    pause: float = 0.01
-    """Between such batches while the shard has other work."""
+    step_keys: int = 512
+    """Keys trimmed from the index before giving way to other work (about 1 ms)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,53 +140,47 @@ class LeaseConfig:
     away."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransportConfig:
-    """``transport.Limits``: what one peer and all peers together may hold."""
-
-    connections_max: int = 20_000
-    """Connections per listener; above: accepted and closed at once, counted."""
-    streams_per_connection_max: int = 1_000
-    """``--max-concurrent-streams``; advertised in SETTINGS; above: RST_STREAM REFUSED_STREAM."""
-    request_bytes_total_max: int = 256 * MIB
-    """Request bytes being received over all connections; above: new requests get ResourceExhausted.
-    """
-    header_bytes_max: int = 16 * KIB
-    """Decoded header list of a request, 32 bytes a field added; above: the request is refused."""
-    header_count_max: int = 64
-    """Fields of a request; likewise."""
-    continuations_max: int = 8
-    """CONTINUATION frames per header block; above: GOAWAY ENHANCE_YOUR_CALM."""
-    output_bytes_max: int = 8 * MIB
-    """Unread answers of one connection; above: it is not read from until the peer has read half of
-    them."""
-    output_bytes_total_max: int = 1024 * MIB
-    """Unread answers of all connections; above: the connection with the most is closed."""
-    output_stall_timeout: float = 60.0
-    """A peer that has read nothing for so long with answers waiting is disconnected."""
-    handshake_timeout: float = 10.0
-    """TLS handshake; later: closed."""
-    preface_timeout: float = 10.0
-    """First bytes and HTTP/2 preface; later: closed."""
-    http1_timeout: float = 30.0
-    """An HTTP/1.1 request from its first byte to its last, and silence between two; later: closed.
-    """
-    http1_body_bytes_max: int = 2 * MIB
-    """Body of an HTTP/1.1 request; above: 413."""
-    ping_interval_min: float = 5.0
-    """A client that pings oftener than this gets a strike (etcd: ``--grpc-keepalive-min-time`` 5
-    s)."""
-    ping_strikes_max: int = 2
-    """Strikes allowed; above: GOAWAY ENHANCE_YOUR_CALM ``too_many_pings`` (gRPC keepalive)."""
-    keepalive_interval: float = 7_200.0
-    """The server pings a silent connection after this (etcd: ``--grpc-keepalive-interval`` 2 h)."""
-    keepalive_timeout: float = 20.0
-    """A ping unanswered for so long: closed (etcd: ``--grpc-keepalive-timeout`` 20 s)."""
-    resets_per_second_max: int = 100
-    """Streams reset by the peer, or by us for its mistakes, per connection; above: GOAWAY
-    ENHANCE_YOUR_CALM."""
-    drain_timeout: float = 5.0
-    """At a stop, time for answers under way; later: closed."""
+def transport_limits() -> Limits:
+    """``transport``: the production numbers; ``transport.limits`` tells what happens at each."""
+    return Limits(
+        connections_max=20_000,
+        handshake_timeout=10.0,
+        preface_timeout=10.0,
+        first_request_timeout=120.0,
+        # A call in a hundred is a watch that stays; kube-apiserver has some hundreds a connection.
+        streams_per_connection_max=1_000,
+        message_bytes_max=(1536 + 512) * KIB,
+        request_bytes_total_max=256 * MIB,
+        stream_window_bytes=1 * MIB,
+        connection_window_bytes=8 * MIB,
+        frame_bytes_max=16 * KIB,
+        header_bytes_max=16 * KIB,
+        header_count_max=64,
+        continuations_max=8,
+        templates_max=32,
+        template_bytes_max=1 * KIB,
+        # A client may give up on every call of its connection at once.
+        resets_per_second_max=1_000,
+        faults_per_second_max=100,
+        settings_per_second_max=10,
+        # grpc-go sends a WINDOW_UPDATE for every 16 KiB of a list that it reads.
+        control_per_second_max=50_000,
+        small_data_per_second_max=1_000,
+        ping_interval_min=5.0,
+        ping_strikes_max=2,
+        keepalive_interval=7_200.0,
+        keepalive_timeout=20.0,
+        outbox_low_bytes=64 * KIB,
+        socket_bytes_max=256 * KIB,
+        turn_bytes_max=1 * MIB,
+        output_bytes_max=16 * MIB,
+        output_bytes_total_max=1024 * MIB,
+        output_stall_timeout=60.0,
+        http1_header_bytes_max=16 * KIB,
+        http1_body_bytes_max=2 * MIB,
+        # A scraper keeps its connection from one scrape to the next.
+        http1_timeout=120.0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +226,6 @@ class Config:
     compaction: CompactionConfig = field(default_factory=CompactionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     lease: LeaseConfig = field(default_factory=LeaseConfig)
-    transport: TransportConfig = field(default_factory=TransportConfig)
+    transport: Limits = field(default_factory=transport_limits)
     sqlite: SqliteConfig = field(default_factory=SqliteConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
