@@ -1,0 +1,1 @@
+"""What stores the rows: one module for each kind of database."""
