@@ -2,16 +2,20 @@
 
 A backend knows rows, not etcd. It holds three things:
 
-- **revisions**, append-only: one row per change, ``(revision, sub, key, create_revision, version, lease, value)``.
-  ``sub`` counts the changes inside one revision from 0. A tombstone has ``create_revision = version = lease = 0``
-  and an empty value. Rows leave only when compaction names them (``Batch.drops``).
+- **revisions**, append-only: one row per change, ``(revision, sub, key, create_revision, version,
+  lease, value)``. ``sub`` counts the changes inside one revision from 0. A tombstone has
+  ``create_revision = version = lease = 0`` and an empty value. Rows leave only when compaction
+  names them (``Batch.drops``).
 - **leases**, on the home shard: ``(id, granted_ttl, remaining_ttl)``.
-- one **fence row**: who owns the shard (``epoch``), the last committed revision (``tip``) and the compact revision.
+- one **fence row**: who owns the shard (``epoch``), the last committed revision (``tip``) and the
+  compact revision.
 
-Every batch commits all of its parts or none, and only if the fence row still shows ``epoch`` and ``tip_before``.
+Every batch commits all of its parts or none, and only if the fence row still shows ``epoch`` and
+``tip_before``.
 
-Callbacks (``done``) are called exactly once, on the thread of the event loop, never from inside the call that took
-them unless the backend says so (the memory backend may be told to). No method blocks the loop except as stated.
+Callbacks (``done``) are called exactly once, on the thread of the event loop, never from inside the
+call that took them unless the backend says so (the memory backend may be told to). No method blocks
+the loop except as stated.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +59,9 @@ class LeaseRow(NamedTuple):
     granted_ttl: int
     """Seconds."""
     remaining_ttl: int
-    """Seconds left at the last checkpoint; 0 when none was taken: the lease restarts with all of its TTL."""
+    """Seconds left at the last checkpoint; 0 when none was taken: the lease restarts with all of
+    its TTL.
+    """
 
 
 @dataclass(slots=True)
@@ -66,11 +72,15 @@ class Batch:
     tip_before: int
     """The fence row's tip must be this."""
     tip: int
-    """The fence row's tip becomes this: the last revision in ``rows``, or ``tip_before`` when there is none."""
+    """The fence row's tip becomes this: the last revision in ``rows``, or ``tip_before`` when there
+    is none.
+    """
     rows: list[Row] = field(default_factory=list)
     """In (revision, sub) order."""
     drops: list[RowId] = field(default_factory=list)
-    """Rows to delete for ever; a row that is not there is no error (a crash may have split a compaction)."""
+    """Rows to delete for ever; a row that is not there is no error (a crash may have split a
+    compaction).
+    """
     lease_puts: dict[int, LeaseRow] = field(default_factory=dict)
     lease_deletes: list[int] = field(default_factory=list)
     """Applied before ``lease_puts``."""
@@ -110,14 +120,17 @@ class Backend(Protocol):
     """One shard's storage. See the module's text for the rules."""
 
     async def open(self) -> Fence:
-        """Take the lock, check the schema (create or migrate it), raise the epoch durably, read the fence row.
+        """Take the lock, check the schema (create or migrate it), raise the epoch durably, read the
+        fence row.
 
-        Raises ``BackendError`` with one clear line: locked by another process, not ours, newer schema, not writable,
-        durability settings not in force. Nothing is changed when it raises.
+        Raises ``BackendError`` with one clear line: locked by another process, not ours, newer
+        schema, not writable, durability settings not in force. Nothing is changed when it raises.
         """
 
     async def load_index(self, sink: Callable[[list[IndexRow]], None]) -> None:
-        """Hand every row without its value to ``sink``, in (revision, sub) order, in chunks of some thousand."""
+        """Hand every row without its value to ``sink``, in (revision, sub) order, in chunks of some
+        thousand.
+        """
 
     async def load_leases(self) -> list[LeaseRow]:
         """Every stored lease."""
@@ -126,7 +139,9 @@ class Backend(Protocol):
         """Commit ``batch``; one at a time: the next only after ``done``."""
 
     def resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        """After UNKNOWN: take the shard anew and say whether ``batch`` is stored (COMMITTED or NOT_COMMITTED)."""
+        """After UNKNOWN: take the shard anew and say whether ``batch`` is stored (COMMITTED or
+        NOT_COMMITTED).
+        """
 
     def read_values(
         self, ids: Sequence[RowId], done: Callable[[list[bytes | None] | BackendError], None]
@@ -136,7 +151,9 @@ class Backend(Protocol):
     def read_rows(
         self, after: RowId, rows_max: int, done: Callable[[list[Row] | BackendError], None]
     ) -> None:
-        """Up to ``rows_max`` rows greater than ``after`` in (revision, sub) order, values included."""
+        """Up to ``rows_max`` rows greater than ``after`` in (revision, sub) order, values
+        included.
+        """
 
     def sizes(self) -> Sizes:
         """Bytes on disk as of the last commit or checkpoint; does not block."""

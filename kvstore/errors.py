@@ -1,9 +1,9 @@
 """Every refusal the engine can give, with its gRPC code and etcd's exact text: the one table.
 
-Each class is a row: ``code`` is the gRPC status code, ``text`` the message on the wire.
-Clients decide by the text (etcd ``api/v3rpc/rpctypes/error.go``), so texts are copied to the letter
-and compared with etcd's by the compatibility tests.
-A class that carries facts takes them as constructor arguments; they are for logs, never for the wire.
+Each class is a row: ``code`` is the gRPC status code, ``text`` the message on the wire. Clients
+decide by the text (etcd ``api/v3rpc/rpctypes/error.go``), so texts are copied to the letter and
+compared with etcd's by the compatibility tests. A class that carries facts takes them as
+constructor arguments; they are for logs, never for the wire.
 """
 
 from typing import ClassVar
@@ -37,7 +37,9 @@ class EmptyKeyError(StoreError):
 
 
 class KeyNotFoundError(StoreError):
-    """ignore_value or ignore_lease on a missing key; also an operation of a Txn that has no content."""
+    """ignore_value or ignore_lease on a missing key; also an operation of a Txn that has no
+    content.
+    """
 
     code = INVALID_ARGUMENT
     text = "etcdserver: key not found"
@@ -111,7 +113,9 @@ class LeaseExistsError(StoreError):
 
 
 class StoppedError(StoreError):
-    """The server is going away, or its storage failed for good; the outcome of a write is unknown."""
+    """The server is going away, or its storage failed for good; the outcome of a write is
+    unknown.
+    """
 
     code = UNAVAILABLE
     text = "etcdserver: server stopped"
@@ -139,4 +143,6 @@ class CrossShardError(StoreError):
 
 
 class BackendError(Exception):
-    """Storage failed: the operator's business, never shown to a client. The message says what failed."""
+    """Storage failed: the operator's business, never shown to a client. The message says what
+    failed.
+    """

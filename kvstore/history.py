@@ -1,6 +1,7 @@
 """The log of changes since the last compaction, in memory, in revision order.
 
-A worked history, blocks of three changes for the picture (``+1`` birth, ``-1`` death, ``0`` update):
+A worked history, blocks of three changes for the picture (``+1`` birth, ``-1`` death, ``0``
+update):
 
     revision   2     3     4   |   5     6     7   |   8
     key        a     b     a   |   c     a     b   |   d          the log: parallel lists in blocks
@@ -8,15 +9,16 @@ A worked history, blocks of three changes for the picture (``+1`` birth, ``-1`` 
     sealed:   keys sorted  a a b        a b c          (open)
               sums         +1 +1 +2     -1 -1 0
 
-    count of [a, c) at revision 4 = live count now (1: b) - net births of [a, c) after 4 (a died: -1) = 2
+    count of [a, c) at 4 = live count now (1: b) - net births in it after 4 (a died: -1) = 2
 
-Reads at an old revision need three things of the changes made after it: the net number of births in a range (to turn
-the live count into the count then), the keys that died in a range (they are no longer in the index), and watchers that
-catch up need the changes of a range in order. A sealed block answers the first two by bisection in its sorted keys,
-and lets the third skip it.
+Reads at an old revision need three things of the changes made after it: the net number of births in
+a range (to turn the live count into the count then), the keys that died in a range (they are no
+longer in the index), and watchers that catch up need the changes of a range in order. A sealed
+block answers the first two by bisection in its sorted keys, and lets the third skip it.
 
-Alternatives rejected: one entry per birth and death only (watchers would have to read the backend to catch up), and a
-persistent ordered tree per revision (several times the memory and the cost of each write, for reads that are rare).
+Alternatives rejected: one entry per birth and death only (watchers would have to read the backend
+to catch up), and a persistent ordered tree per revision (several times the memory and the cost of
+each write, for reads that are rare).
 
 The log holds the same key and entry objects as the index, so a change costs two list slots.
 Only ``store`` appends, only ``compaction`` drops.
@@ -30,11 +32,15 @@ Entry = tuple[int, int, int, int, int]
 """(mod_revision, sub, create_revision, version, lease); the last three are 0 in a tombstone."""
 
 BLOCK_CHANGES = 1024
-"""Changes in a block: sealing sorts them once (about 0.4 ms), an old count looks at up to this many one by one."""
+"""Changes in a block: sealing sorts them once (about 0.4 ms), an old count looks at up to this many
+one by one.
+"""
 
 
 def in_range(key: bytes, start: bytes, end: bytes | None) -> bool:
-    """Is ``key`` in [start, end)? ``end`` None: only ``start`` itself; ``b"\\0"``: no upper bound (etcd's forms)."""
+    r"""Is ``key`` in [start, end)? ``end`` None: only ``start`` itself; ``b"\\0"``: no upper bound
+    (etcd's forms).
+    """
     if end is None:
         return key == start
     return key >= start and (end == b"\0" or key < end)
@@ -76,7 +82,7 @@ class _Block:
 
 
 class History:
-    """See the module's text. Revisions are those of the entries; ``b"\\0"`` as end means no end."""
+    r"""See the module's text. Revisions are those of entries; ``b"\\0"`` as end means no end."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = [_Block()]
@@ -95,7 +101,9 @@ class History:
             self._blocks.append(_Block())
 
     def _tail(self, after: int) -> Iterator[tuple[_Block, int]]:
-        """Blocks with changes later than revision ``after``, each with the position of its first such change."""
+        """Blocks with changes later than revision ``after``, each with the position of its first
+        such change.
+        """
         blocks = self._blocks
         at = len(blocks) - 1
         while at > 0 and (not blocks[at].entries or blocks[at].entries[0][0] > after):
@@ -121,7 +129,9 @@ class History:
         return net
 
     def died(self, start: bytes, end: bytes | None, after: int) -> set[bytes]:
-        """Keys of the range that some change later than ``after`` deleted; they may have been born again since."""
+        """Keys of the range that some change later than ``after`` deleted; they may have been born
+        again since.
+        """
         found: set[bytes] = set()
         for block, position in self._tail(after):
             if position == 0 and block.order is not None:
@@ -151,8 +161,8 @@ class History:
     ) -> list[tuple[bytes, Entry]]:
         """Changes of the range with ``after < mod_revision <= up_to``, in order.
 
-        Stops once ``limit`` are found, but never inside a revision: the answer holds complete revisions only, so it
-        may be longer than ``limit`` by the rest of one revision.
+        Stops once ``limit`` are found, but never inside a revision: the answer holds complete
+        revisions only, so it may be longer than ``limit`` by the rest of one revision.
         """
         found: list[tuple[bytes, Entry]] = []
         for block, position in self._tail(after):
@@ -175,7 +185,9 @@ class History:
         return found
 
     def oldest_block(self, up_to: int) -> list[bytes] | None:
-        """Keys of the oldest block if it is sealed and all its changes are earlier than revision ``up_to``."""
+        """Keys of the oldest block if it is sealed and all its changes are earlier than revision
+        ``up_to``.
+        """
         block = self._blocks[0]
         if block.order is None or block.entries[-1][0] >= up_to:
             return None

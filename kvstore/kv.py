@@ -1,12 +1,13 @@
 """Encoding of KeyValues, events and headers by hand, as bytes that can be shared and joined.
 
-Building a protobuf message object per key costs 8 us; a range answer made of ready byte strings is one join.
-Every KeyValue is kept **framed**: the tag of field 2, its length, the encoded ``mvccpb.KeyValue``.
-Field 2 is where etcd's messages hold a KeyValue most often (``RangeResponse.kvs``, ``PutResponse.prev_kv``,
-``Event.kv``); in field 3 (``Event.prev_kv``, ``DeleteRangeResponse.prev_kvs``) only the first byte differs.
+Building a protobuf message object per key costs 8 us; a range answer made of ready byte strings is
+one join. Every KeyValue is kept **framed**: the tag of field 2, its length, the encoded
+``mvccpb.KeyValue``. Field 2 is where etcd's messages hold a KeyValue most often
+(``RangeResponse.kvs``, ``PutResponse.prev_kv``, ``Event.kv``); in field 3 (``Event.prev_kv``,
+``DeleteRangeResponse.prev_kvs``) only the first byte differs.
 
-The wire format is protobuf's (https://protobuf.dev/programming-guides/encoding/): zero fields are left out,
-negative int64 are ten bytes. Tests compare every function with the protobuf library.
+The wire format is protobuf's (https://protobuf.dev/programming-guides/encoding/): zero fields are
+left out, negative int64 are ten bytes. Tests compare every function with the protobuf library.
 """
 
 from collections.abc import Iterable
@@ -41,7 +42,9 @@ def frame(tag: bytes, body: bytes) -> bytes:
 def frame_key_value(
     key: bytes, create_revision: int, mod_revision: int, version: int, value: bytes, lease: int
 ) -> bytes:
-    """A framed KeyValue. ``create_revision`` and ``version`` are positive, ``value`` may be empty."""
+    """A framed KeyValue. ``create_revision`` and ``version`` are positive, ``value`` may be
+    empty.
+    """
     mod = varint(mod_revision)
     create = mod if create_revision == mod_revision else varint(create_revision)
     head = b"\x0a%b%b\x10%b\x18%b\x20%b" % (varint(len(key)), key, create, mod, varint(version))
@@ -69,8 +72,35 @@ def as_field_3(framed: bytes) -> bytes:
     return b"\x1a" + framed[1:]
 
 
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The varint at ``at`` and the position after it."""
+    number = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, at
+        shift += 7
+
+
+def value_of(framed: bytes) -> bytes:
+    """The value inside a framed KeyValue made by ``frame_key_value``; empty when it has none."""
+    _, at = _read_varint(framed, 1)
+    while at < len(framed):
+        tag = framed[at]
+        number, at = _read_varint(framed, at + 1)
+        if tag == 0x2A:
+            return framed[at : at + number]
+        if tag == 0x0A:
+            at += number
+    return b""
+
+
 def frame_put_event(framed: bytes, previous: bytes | None) -> bytes:
-    """``WatchResponse.events`` entry (field 11) of a put; ``previous`` is a framed KeyValue or None."""
+    """``WatchResponse.events`` entry (field 11) of a put; ``previous`` is a framed KeyValue or
+    None.
+    """
     if previous is None:
         return b"\x5a" + varint(len(framed)) + framed
     return b"\x5a%b%b\x1a%b" % (varint(len(framed) + len(previous)), framed, previous[1:])
@@ -90,8 +120,8 @@ def frame_delete_event(framed: bytes, previous: bytes | None) -> bytes:
 class Header:
     """Makes encoded ResponseHeaders (field 1 of nearly every answer) of one member.
 
-    ``cluster_id`` and ``member_id`` are unsigned 64 bit and not zero; ``raft_term`` is positive: clients check that
-    it never goes back, so the store's epoch serves.
+    ``cluster_id`` and ``member_id`` are unsigned 64 bit and not zero; ``raft_term`` is positive:
+    clients check that it never goes back, so the store's epoch serves.
     """
 
     def __init__(self, *, cluster_id: int, member_id: int, raft_term: int) -> None:
@@ -120,7 +150,9 @@ def revision_header(revision: int) -> bytes:
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """The first key after every key that starts with ``prefix``; ``b"\\0"`` (no end) when there is none."""
+    r"""The first key after every key that starts with ``prefix``; ``b"\\0"`` (no end) when there is
+    none.
+    """
     stripped = prefix.rstrip(b"\xff")
     if not stripped:
         return b"\0"

@@ -1,0 +1,1 @@
+"""etcd's services: one module each, from bytes to bytes over the engine."""
