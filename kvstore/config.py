@@ -200,20 +200,37 @@ class SqliteConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """``server``: ticks, garbage collection, and the way out."""
+class HousekeepingConfig:
+    """``housekeeping``: stalls of the loop and collections of garbage."""
 
-    quota_bytes: int = 2048 * MIB
-    """Reported as the backend quota (etcd: ``--quota-backend-bytes``, 2 GiB when 0)."""
-    commit_tick_interval: float = 0.1
-    """How often stuck shards are looked for."""
-    stop_timeout: float = 10.0
-    """Between the signal to stop and the end, whatever is still under way then."""
-    stall_tick_interval: float = 0.05
+    stall_tick_interval: float = 0.025
     """The loop's lateness is sampled this often."""
-    gc_interval: float = 60.0
-    """A garbage collection of our own is run at least this often, at a quiet moment if there is
-    one."""
+    quiet_load: float = 0.3
+    """CPU seconds per second below which a moment counts as quiet."""
+    gc_young_objects_max: int = 100_000
+    """New objects after which the interpreter collects by itself, quiet or not (some ms)."""
+    gc_young_objects_min: int = 2_000
+    """Fewer new objects are not worth a collection."""
+    gc_young_interval: float = 0.5
+    """Between collections of young objects at quiet moments; ten times that if there is none."""
+    gc_full_interval: float = 300.0
+    """Between full collections at quiet moments; twice that if there is none."""
+    gc_pause_max: float = 0.02
+    """A full collection that took longer has its survivors frozen, so that the next is short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """``server``: ticks, threads, and the way out."""
+
+    quota_bytes: int = 0
+    """Reported as the backend quota; 0: there is none."""
+    commit_tick_interval: float = 0.1
+    """How often stuck shards are looked for and retries are due."""
+    thread_switch_interval: float = 0.005
+    """How long a thread waits for the interpreter before it asks for it (``sys``)."""
+    stop_timeout: float = 10.0
+    """From the signal to stop to the end; what is still under way then is cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,4 +245,5 @@ class Config:
     lease: LeaseConfig = field(default_factory=LeaseConfig)
     transport: Limits = field(default_factory=transport_limits)
     sqlite: SqliteConfig = field(default_factory=SqliteConfig)
+    housekeeping: HousekeepingConfig = field(default_factory=HousekeepingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
