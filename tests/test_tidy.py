@@ -13,7 +13,7 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 500
 PACKAGES = ("backends", "bench", "kvstore", "tests")
 ENGINE = (
-    *("compaction", "fetch", "history", "index", "lease"),
+    *("agenda", "compaction", "fetch", "history", "index", "lease"),
     *("range", "shard", "store", "txn", "watch"),
 )
 TOP_LEVEL = {
