@@ -89,32 +89,42 @@ class CompactionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchConfig:
-    """``watch``: watchers, their ring and their catch-up."""
+    """``watch``: watchers, what waits for them, and their catch-up."""
 
     progress_interval: float = 600.0
     """Silence after which a watcher with progress_notify hears of the revision
-    (``--watch-progress-notify-interval``)."""
+    (``--watch-progress-notify-interval``); +-10 % at random."""
     tick_interval: float = 0.1
-    """How often the hub looks for progress that is due and for watchers that can catch up."""
-    ring_events_max: int = 32_768
-    """Encoded events held for watchers that are slightly behind; older ones are read from the
-    history."""
-    ring_bytes_max: int = 64 * MIB
-    """Likewise for their bytes."""
-    catch_up_events_max: int = 1_000
-    """Events per step of a watcher that reads the history; it gives way to other work between
-    steps."""
+    """How often the hub looks for progress that is due, for streams that can take more, and for
+    reads of storage to try again."""
     watchers_per_stream_max: int = 10_000
     """Watchers on one gRPC stream; above: the create request is answered cancelled, too many
     requests."""
     watchers_max: int = 1_000_000
     """Watchers of the server; likewise."""
-    fragment_bytes: int = 1536 * KIB
-    """Larger answers are split for watchers that asked for fragments (etcd: max-request-bytes + 512
-    KiB)."""
+    fresh_changes_max: int = 32_768
+    """Changes that wait to become visible to the watchers of one set of shards; above: they are
+    forgotten, and those watchers read the history instead."""
+    fresh_bytes_max: int = 64 * MIB
+    """Likewise for their bytes."""
+    response_bytes: int = 1 * MIB
+    """A response of several revisions ends with the first revision that reaches this; one revision
+    is never split, however large, unless the watcher asked for fragments."""
+    fragment_bytes: int = 2 * MIB
+    """A fragment ends before the event that would reach this (etcd: max-request-bytes + 512 KiB)."""
     outbox_bytes_max: int = 1 * MIB
-    """Unsent bytes of one gRPC stream; above: its watchers read the history once the client has
-    read on."""
+    """Unsent bytes of one gRPC stream; above: its watchers get nothing more, and read the history
+    once the client has read on."""
+    control_bytes_max: int = 64 * KIB
+    """Answers to create, cancel and progress requests while the outbox is above that; above: the
+    stream is ended, too many requests."""
+    catch_up_changes: int = 1_000
+    """Changes per step of a watcher that reads the history; the next watcher's step follows, and
+    after as many changes other work."""
+    catch_up_fetches_max: int = 8
+    """Watchers that read values from storage at the same time; the others wait their turn."""
+    catch_up_fetch_rows: int = 100
+    """Values that one of them reads at a time; more only if one revision has more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
