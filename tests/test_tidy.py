@@ -14,7 +14,7 @@ FILE_LINES_MAX = 500
 PACKAGES = ("backends", "bench", "kvstore", "tests")
 ENGINE = (
     *("agenda", "compaction", "fetch", "history", "index", "lease"),
-    *("range", "shard", "store", "txn", "watch"),
+    *("range", "shard", "store", "txn", "watch", "watch_message"),
 )
 TOP_LEVEL = {
     *(".ci", ".git", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md"),
