@@ -18,10 +18,13 @@ func main() {
 	listen := flag.String("listen", "http://127.0.0.1:2379", "client URL")
 	flag.StringVar(&cfg.Dir, "dir", "etcdref.data", "data directory")
 	flag.StringVar(&cfg.Name, "name", cfg.Name, "member name")
-	flag.StringVar(&cfg.ClientTLSInfo.CertFile, "cert-file", "", "server certificate; the client URL is then https")
+	flag.StringVar(&cfg.ClientTLSInfo.CertFile, "cert-file", "",
+		"server certificate; the client URL is then https")
 	flag.StringVar(&cfg.ClientTLSInfo.KeyFile, "key-file", "", "server key")
 	flag.DurationVar(&cfg.WatchProgressNotifyInterval, "watch-progress-notify-interval",
 		cfg.WatchProgressNotifyInterval, "time between unasked progress notifications")
+	flag.Int64Var(&cfg.QuotaBackendBytes, "quota-backend-bytes", cfg.QuotaBackendBytes,
+		"size of the data at which writes are refused; 0 is etcd's default")
 	flag.UintVar(&cfg.MaxTxnOps, "max-txn-ops", cfg.MaxTxnOps, "operations per transaction")
 	flag.Parse()
 

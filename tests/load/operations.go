@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// A worker is one request in flight after the other; it alone uses its fields.
+type worker struct {
+	id        int
+	client    *clientv3.Client
+	random    uint64
+	done      int
+	revisions map[int]int64 // update: the revision that each of its keys should have
+	next      string        // list: where the next page starts
+	pinned    int64         // list: the revision of the pages
+	seen      int64         // compact: the revision one interval ago
+}
+
+// draw returns a number below n, of a cheap sequence that differs per worker.
+func (w *worker) draw(n int) int {
+	w.random = w.random*6364136223846793005 + 1442695040888963407
+	return int(w.random>>33) % n
+}
+
+var errConflict = errors.New("somebody else's revision")
+
+// operation returns what a worker repeats in the mode.
+func operation(o options) (func(context.Context, *worker) error, error) {
+	value, run := o.value(), time.Now().UnixNano()
+	switch o.mode {
+	case "put":
+		return func(ctx context.Context, w *worker) error {
+			_, err := w.client.Put(ctx, o.key(w.draw(o.keys)), value)
+			return err
+		}, nil
+	case "create":
+		return func(ctx context.Context, w *worker) error {
+			key := fmt.Sprintf("%screate-%d-%d-%d", o.prefix, run, w.id, w.done)
+			return create(ctx, w.client, key, value)
+		}, nil
+	case "update":
+		return func(ctx context.Context, w *worker) error { return update(ctx, w, o, value) }, nil
+	case "get":
+		return func(ctx context.Context, w *worker) error {
+			found, err := w.client.Get(ctx, o.key(w.draw(o.keys)))
+			if err == nil && len(found.Kvs) != 1 {
+				return errors.New("a key is missing")
+			}
+			return err
+		}, nil
+	case "list":
+		return func(ctx context.Context, w *worker) error { return list(ctx, w, o) }, nil
+	case "compact":
+		return func(ctx context.Context, w *worker) error { return compact(ctx, w, o) }, nil
+	default:
+		return nil, fmt.Errorf("no mode %q", o.mode)
+	}
+}
+
+func create(ctx context.Context, client *clientv3.Client, key, value string) error {
+	response, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).
+		Then(clientv3.OpPut(key, value)).Commit()
+	if err == nil && !response.Succeeded {
+		return errConflict
+	}
+	return err
+}
+
+// update writes one of a worker's own keys at the revision that it knows, as GuaranteedUpdate does.
+func update(ctx context.Context, w *worker, o options, value string) error {
+	const keysOfWorker = 8
+	own := w.draw(keysOfWorker)
+	key := fmt.Sprintf("%supdate-%d-%d", o.prefix, w.id, own)
+	response, err := w.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(key), "=", w.revisions[own])).
+		Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()
+	if err != nil {
+		return err
+	}
+	if response.Succeeded {
+		w.revisions[own] = response.Header.Revision
+		return nil
+	}
+	w.revisions[own] = 0
+	for _, kv := range response.Responses[0].GetResponseRange().Kvs {
+		w.revisions[own] = kv.ModRevision
+	}
+	return errConflict
+}
+
+// list reads the next page, as a client that pages does: all pages at the revision of the first,
+// and from the start again after the last. Each worker begins at a key of its own.
+func list(ctx context.Context, w *worker, o options) error {
+	if w.next == "" {
+		w.next, w.pinned = o.prefix, 0
+		if w.done == 0 && o.limit > 0 {
+			w.next = o.key(w.draw(o.keys))
+		}
+	}
+	page, err := w.client.Get(ctx, w.next, clientv3.WithLimit(o.limit), clientv3.WithRev(w.pinned),
+		clientv3.WithRange(clientv3.GetPrefixRangeEnd(o.prefix)))
+	if err != nil {
+		w.next = ""
+		return err
+	}
+	if w.pinned == 0 {
+		w.pinned = page.Header.Revision
+	}
+	if len(page.Kvs) == 0 && page.Count > 0 {
+		return errors.New("a page is empty")
+	}
+	w.next = ""
+	if int64(len(page.Kvs)) < page.Count {
+		w.next = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	}
+	return nil
+}
+
+// compact compacts, once per interval, to the revision of one interval ago.
+func compact(ctx context.Context, w *worker, o options) error {
+	time.Sleep(o.interval)
+	found, err := w.client.Get(ctx, "/registry/health")
+	if err != nil {
+		return err
+	}
+	seen := w.seen
+	w.seen = found.Header.Revision
+	if seen == 0 || seen == w.seen {
+		return nil
+	}
+	_, err = w.client.Compact(ctx, seen)
+	return err
+}
