@@ -1,0 +1,276 @@
+"""What a request's header block says, and how most blocks are understood without being read.
+
+A peer that has taken our SETTINGS_HEADER_TABLE_SIZE = 0 sends the same bytes for the same fields.
+Yet nearly every block of a client with deadlines differs, by its ``grpc-timeout`` alone.
+So a block is remembered as a **template**: the bytes before and after the value literal of
+``grpc-timeout``, which of all the rest leaves nothing unknown.
+A block matches if it starts with the one, ends with the other, and what is between is exactly one
+string literal (its own length says so, nothing can hide in it).
+Templates belong to one connection, are few and small, and the last used is tried first.
+
+A block without ``grpc-timeout`` has itself as prefix and an empty suffix, and is compared whole.
+
+The values of ``grpc-timeout`` are remembered for all connections by their coded literal: a client
+with deadlines of some seconds sends at most a few thousand different ones.
+
+Rules for fields: RFC 9113 section 8; refusals are those of grpc-go's ``http2_server.go``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvstore.transport import fields, grpc
+from kvstore.transport.api import Kind, Method, StreamHandler, UnaryHandler
+
+_TIMEOUT = b"grpc-timeout"
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
+_RESERVED = frozenset((b"te", b"content-type", b"grpc-encoding", b"grpc-timeout"))
+_NAME_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+_NOT_IN_VALUES = (0, 10, 13)
+
+_TIMEOUTS_MAX = 8192
+_timeouts: dict[bytes, float] = {}
+"""Seconds by the coded literal of a ``grpc-timeout``, positive ones only; emptied when full."""
+
+timeout_of = _timeouts.get
+
+
+class MalformedError(ValueError):
+    """A request that breaks HTTP/2's rules: its stream is reset with PROTOCOL_ERROR."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that is known from the headers alone."""
+
+    code: int
+    message: str
+    http_status: int = 200
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """A method being served, and what has happened to it so far."""
+
+    path: bytes
+    kind: Kind
+    unary: UnaryHandler | None
+    stream: StreamHandler | None
+    started: int = 0
+    messages_received: int = 0
+    messages_sent: int = 0
+
+
+NOWHERE = Route(b"", Kind.UNARY, None, None)
+"""Route of requests that are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request's headers, understood; shared by all calls with the same block but for timeout."""
+
+    refusal: Refusal | None
+    route: Route = NOWHERE
+    metadata: Mapping[bytes, bytes] = field(default_factory=dict)
+    timed: bool = False
+    """The block has a ``grpc-timeout``."""
+
+
+TOO_LARGE = Refusal(grpc.RESOURCE_EXHAUSTED, "grpc: header list larger than max", 431)
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The methods of a server by path."""
+
+    by_path: Mapping[bytes, Route]
+    services: frozenset[bytes] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, methods: "list[Method] | tuple[Method, ...]") -> "Routes":
+        """The routes to ``methods``; a path given twice is a mistake of the caller."""
+        by_path: dict[bytes, Route] = {}
+        for method in methods:
+            assert method.path not in by_path, f"{method.path!r} is given twice"
+            by_path[method.path] = _route(method)
+        return cls(by_path, frozenset(path.rpartition(b"/")[0][1:] for path in by_path))
+
+    def refusal(self, path: bytes) -> Refusal:
+        """Why nothing is served at ``path``, in grpc-go's words."""
+        service, slash, name = path[1:].rpartition(b"/")
+        if path[:1] != b"/" or not slash:
+            return Refusal(grpc.UNIMPLEMENTED, f"malformed method name: {grpc.quote(path)}")
+        text = service.decode("utf-8", "replace")
+        if service in self.services:
+            method = name.decode("utf-8", "replace")
+            return Refusal(grpc.UNIMPLEMENTED, f"unknown method {method} for service {text}")
+        return Refusal(grpc.UNIMPLEMENTED, f"unknown service {text}")
+
+
+def _route(method: Method) -> Route:
+    if method.kind is Kind.UNARY:
+        return Route(method.path, method.kind, method.handler, None)  # type: ignore[arg-type]
+    return Route(method.path, method.kind, None, method.handler)  # type: ignore[arg-type]
+
+
+def read_timeout(literal: bytes) -> float:
+    """Seconds of a ``grpc-timeout`` by its coded literal; raises ``ValueError``."""
+    seconds = _timeouts.get(literal)
+    if seconds is not None:
+        return seconds
+    try:
+        pairs, _ = fields.decode(b"\x00\x01x" + literal, count_max=1, bytes_max=1024)
+    except fields.FieldsTooLargeError as error:
+        raise ValueError("transport: timeout string is too long") from error
+    seconds = grpc.parse_timeout(pairs[0][1])
+    if seconds > 0:
+        if len(_timeouts) >= _TIMEOUTS_MAX:
+            _timeouts.clear()
+        _timeouts[literal] = seconds
+    return seconds
+
+
+def check(pairs: list[fields.Field]) -> dict[bytes, bytes]:
+    """The fields of a request by name, repeated ones joined with a comma.
+
+    Raises ``MalformedError`` (RFC 9113 sections 8.2 and 8.3).
+    """
+    found: dict[bytes, bytes] = {}
+    regular = False
+    for name, value in pairs:
+        if name[:1] == b":":
+            if regular or name in found or name not in _PSEUDO:
+                raise MalformedError(f"pseudo-header {name!r} where or when it must not be")
+        else:
+            regular = True
+            if not name or not _NAME_BYTES.issuperset(name) or name in _HOP_BY_HOP:
+                raise MalformedError(f"field name {name!r}")
+        if any(byte in value for byte in _NOT_IN_VALUES) or value.strip(b" \t") != value:
+            raise MalformedError(f"value of {name!r}")
+        found[name] = found[name] + b"," + value if name in found else value
+    if found.get(b"te", b"trailers") != b"trailers":
+        raise MalformedError("te is not trailers")
+    if not found.get(b":path") or b":method" not in found or b":scheme" not in found:
+        raise MalformedError("a pseudo-header is missing")
+    return found
+
+
+def check_trailers(pairs: list[fields.Field]) -> None:
+    """Raises ``MalformedError`` for trailers that break the rules (RFC 9113 section 8.1)."""
+    for name, _ in pairs:
+        if not name or not _NAME_BYTES.issuperset(name):
+            raise MalformedError(f"field name {name!r} in trailers")
+
+
+def _content_type_ok(value: bytes) -> bool:
+    """Is it ``application/grpc``, alone or before ``+`` or ``;``."""
+    return value[:16] == b"application/grpc" and value[16:17] in (b"", b"+", b";")
+
+
+def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, float | None]:
+    """A request's headers and its timeout in seconds; raises ``MalformedError``."""
+    found = check(pairs)
+    timeout: float | None = None
+    refusal: Refusal | None = None
+    raw_timeout = found.get(_TIMEOUT)
+    try:
+        if raw_timeout is not None:
+            timeout = grpc.parse_timeout(raw_timeout)
+    except ValueError as error:
+        refusal = Refusal(grpc.INTERNAL, f"malformed grpc-timeout: {error}", 400)
+    metadata: dict[bytes, bytes] = {}
+    for name, value in found.items():
+        if name in _RESERVED or name[:1] == b":":
+            continue
+        try:
+            metadata[name] = grpc.decode_binary(value) if name.endswith(b"-bin") else value
+        except ValueError as error:
+            text = f"malformed binary metadata {grpc.quote(value)} in header {grpc.quote(name)}"
+            refusal = Refusal(grpc.INTERNAL, f"{text}: {error}", 400)
+    authority = found.get(b":authority")
+    if authority is not None:
+        metadata[b":authority"] = authority
+    refusal = _refuse_protocol(found) or refusal or _refuse_call(found, timeout)
+    route = routes.by_path.get(found[b":path"], NOWHERE)
+    if refusal is None and route is NOWHERE:
+        refusal = routes.refusal(found[b":path"])
+    return Head(refusal, route, metadata, timed=raw_timeout is not None), timeout
+
+
+def _refuse_protocol(found: Mapping[bytes, bytes]) -> Refusal | None:
+    """A request that is not gRPC at all."""
+    if b"," in found.get(b"host", b""):
+        return Refusal(grpc.INTERNAL, "more than one value of host", 400)
+    kind = found.get(b"content-type", b"")
+    if not _content_type_ok(kind):
+        text = f"invalid gRPC request content-type {grpc.quote(kind)}"
+        return Refusal(grpc.INVALID_ARGUMENT, text, 415)
+    return None
+
+
+def _refuse_call(found: Mapping[bytes, bytes], timeout: float | None) -> Refusal | None:
+    """A gRPC request that cannot be served, whatever its path."""
+    method = found[b":method"]
+    if method != b"POST":
+        text = f"Received a HEADERS frame with :method {grpc.quote(method)} which should be POST"
+        return Refusal(grpc.INTERNAL, text, 405)
+    if timeout is not None and timeout <= 0:
+        return Refusal(grpc.DEADLINE_EXCEEDED, "context deadline exceeded")
+    encoding = found.get(b"grpc-encoding", b"")
+    if encoding not in (b"", b"identity"):
+        text = f"grpc: Decompressor is not installed for grpc-encoding {grpc.quote(encoding)}"
+        return Refusal(grpc.UNIMPLEMENTED, text)
+    return None
+
+
+Template = tuple[bytes, bytes, int, int, Head]
+"""Prefix, suffix, length of the prefix, index of the suffix from the end (None if empty)."""
+
+
+class Templates:
+    """The blocks of one connection that are known; at most ``count_max`` of ``bytes_max`` each."""
+
+    __slots__ = ("_bytes_max", "_count_max", "known")
+
+    def __init__(self, *, count_max: int, bytes_max: int) -> None:
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+        self.known: list[Template] = []
+        """The last used is the first; read by the connection's fast path."""
+
+    def find(self, block: bytes) -> tuple[Head, float | None] | None:
+        """Headers and timeout of a known block, or None; moves its template to the front."""
+        for i, (before, after, start, tail, head) in enumerate(self.known):
+            if not head.timed:
+                if block != before:
+                    continue
+                timeout = None
+            else:
+                if not block.startswith(before) or not block.endswith(after):
+                    continue
+                literal = block[start : len(block) - tail]
+                if not literal or len(literal) != (literal[0] & 127) + 1:
+                    continue
+                timeout = timeout_of(literal)
+                if timeout is None:
+                    try:
+                        timeout = read_timeout(literal)
+                    except ValueError:
+                        return None
+                    if timeout <= 0:
+                        return None
+            if i:
+                self.known.insert(0, self.known.pop(i))
+            return head, timeout
+        return None
+
+    def learn(self, block: bytes, span: tuple[int, int] | None, head: Head) -> None:
+        """Remember a block that was read and not refused; ``span`` is that of its timeout."""
+        if len(block) > self._bytes_max or head.timed != (span is not None):
+            return
+        start, end = span or (len(block), len(block))
+        self.known.insert(0, (block[:start], block[end:], start, len(block) - end, head))
+        del self.known[self._count_max :]
