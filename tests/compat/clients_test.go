@@ -187,8 +187,10 @@ func kubernetesStore(s *session) {
 	}
 	again, err := store.OptimisticPut(s.ctx, "/pods/1", []byte("w"), 0,
 		kubernetes.PutOptions{GetOnFailure: true})
-	s.note("again %v at %s, found %q %v", again.Succeeded, s.revision(again.Revision), again.KV.Value, err)
-	updated, err := store.OptimisticPut(s.ctx, "/pods/1", []byte("w"), s.rev(2), kubernetes.PutOptions{})
+	s.note("again %v at %s, found %q %v", again.Succeeded, s.revision(again.Revision),
+		again.KV.Value, err)
+	updated, err := store.OptimisticPut(s.ctx, "/pods/1", []byte("w"), s.rev(2),
+		kubernetes.PutOptions{})
 	s.note("update %v at %s %v", updated.Succeeded, s.revision(updated.Revision), err)
 	got, err := store.Get(s.ctx, "/pods/1", kubernetes.GetOptions{})
 	s.note("get %q at %s %v", got.KV.Value, s.revision(got.Revision), err)
@@ -208,7 +210,8 @@ func kubernetesStore(s *session) {
 	}
 	late, err := store.OptimisticDelete(s.ctx, "/pods/1", s.rev(2),
 		kubernetes.DeleteOptions{GetOnFailure: true})
-	s.note("delete %v at %s, found %q %v", late.Succeeded, s.revision(late.Revision), late.KV.Value, err)
+	s.note("delete %v at %s, found %q %v", late.Succeeded, s.revision(late.Revision), late.KV.Value,
+		err)
 	deleted, err := store.OptimisticDelete(s.ctx, "/pods/1", s.rev(8), kubernetes.DeleteOptions{})
 	s.note("delete %v at %s %v", deleted.Succeeded, s.revision(deleted.Revision), err)
 }

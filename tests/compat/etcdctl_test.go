@@ -113,11 +113,22 @@ func (s *session) plainJSON(field string, value any) any {
 			return s.revision(number)
 		}
 	case string:
-		if field == "version" {
-			return regexp.MustCompile(`^\d+\.\d+`).FindString(v)
-		}
+		return s.plainString(field, v)
 	}
 	return value
+}
+
+// plainString does the same for a string, which is what the gateway makes of 64-bit numbers.
+func (s *session) plainString(field, text string) string {
+	switch {
+	case field == "version" && strings.Contains(text, "."):
+		return regexp.MustCompile(`^\d+\.\d+`).FindString(text)
+	case strings.HasSuffix(field, "revision"):
+		if number, err := strconv.ParseInt(text, 10, 64); err == nil {
+			return s.revision(number)
+		}
+	}
+	return text
 }
 
 // chosenJSON are the fields of etcdctl's JSON of which only presence is promised.

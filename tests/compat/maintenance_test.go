@@ -173,7 +173,8 @@ func snapshots(s *session) {
 		}
 	}
 	sum := sha256.Sum256(payload)
-	s.note("counted down %v, blobs bounded %v, sum last %v", counted, bounded, bytes.Equal(sum[:], last))
+	s.note("counted down %v, blobs bounded %v, sum last %v", counted, bounded, bytes.Equal(sum[:],
+		last))
 }
 
 func members(s *session) {
@@ -184,7 +185,8 @@ func members(s *session) {
 		s.note("itself %v", found.Members[0].ID == found.Header.MemberId)
 		s.note("reachable %v", found.Members[0].ClientURLs[0] == "http://"+s.server.endpoint)
 	}
-	s.do(&pb.MemberListRequest{}, &pb.MemberAddRequest{}, &pb.MemberAddRequest{PeerURLs: []string{"::"}},
+	s.do(&pb.MemberListRequest{}, &pb.MemberAddRequest{},
+		&pb.MemberAddRequest{PeerURLs: []string{"::"}},
 		&pb.MemberRemoveRequest{ID: 4711},
 		&pb.MemberUpdateRequest{ID: 4711, PeerURLs: []string{"http://127.0.0.1:1"}},
 		&pb.MemberUpdateRequest{ID: 4711, PeerURLs: []string{"nonsense"}},

@@ -31,8 +31,9 @@ var chosen = map[string]bool{
 	"ResponseHeader.RaftTerm": true, "StatusResponse.DbSize": true,
 	"StatusResponse.Version": true, "StatusResponse.Leader": true, "StatusResponse.RaftIndex": true,
 	"StatusResponse.RaftTerm": true, "StatusResponse.RaftAppliedIndex": true,
-	"StatusResponse.DbSizeInUse": true, "StatusResponse.Errors": true, "StatusResponse.DbSizeQuota": true,
-	"HashResponse.Hash": true, "HashKVResponse.Hash": true,
+	"StatusResponse.DbSizeInUse": true, "StatusResponse.Errors": true,
+	"StatusResponse.DbSizeQuota": true,
+	"HashResponse.Hash":          true, "HashKVResponse.Hash": true,
 	"AlarmRequest.MemberID": true, "AlarmMember.MemberID": true,
 	"Member.ID": true, "Member.Name": true, "Member.PeerURLs": true, "Member.ClientURLs": true,
 }

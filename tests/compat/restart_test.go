@@ -19,7 +19,8 @@ func TestRestart(t *testing.T) {
 }
 
 func restarts(s *session, signal syscall.Signal) {
-	s.quietly(grant(171, 1000), grant(172, 2000), putLeased("a", "1", 171), put("a", "2"), put("b", "1"),
+	s.quietly(grant(171, 1000), grant(172, 2000), putLeased("a", "1", 171), put("a", "2"), put("b",
+		"1"),
 		always(put("c", "1"), putLeased("d", "1", 172), remove("b")), put("e", "1"), remove("e"),
 		compact(4), put("f", "1"), removeSpan("f", "g"))
 	for i := range 100 {

@@ -137,7 +137,8 @@ func txnOwnWrites(s *session) {
 
 func txnHeaders(s *session) {
 	s.quietly(put("a", "1"))
-	s.do(always(remove("missing"), get("a"), put("b", "1"), remove("missing"), get("a"), put("c", "1")))
+	s.do(always(remove("missing"), get("a"), put("b", "1"), remove("missing"), get("a"), put("c",
+		"1")))
 	s.do(always(remove("missing")), always(get("a"), always(put("d", "1")), get("a")))
 	s.do(always(always(remove("missing")), always(get("a")), put("e", "1")))
 	s.do(txn(when(versionIs("a", equal, 5)), nil, ops(remove("missing"), put("f", "1"))))
@@ -166,8 +167,10 @@ func txnDuplicates(s *session) {
 		always(always(put("a", "1")), put("a", "2")),
 		always(always(put("a", "1")), always(put("a", "2"))),
 		always(always(put("b", "1"), always(put("c", "1"))), always(put("d", "1"), put("c", "2"))))
-	s.do(always(txn(when(versionIs("a", greater, 0)), ops(put("a", "3")), ops(put("a", "4")))), get("a"))
-	s.do(always(put("z", "1"), txn(when(versionIs("a", greater, 0)), ops(get("a")), ops(put("z", "4")))))
+	s.do(always(txn(when(versionIs("a", greater, 0)), ops(put("a", "3")), ops(put("a", "4")))),
+		get("a"))
+	s.do(always(put("z", "1"), txn(when(versionIs("a", greater, 0)), ops(get("a")), ops(put("z",
+		"4")))))
 	s.do(always(remove("a"), remove("a")), always(get("a"), get("a"), put("a", "1")), everything())
 }
 
@@ -297,7 +300,8 @@ func txnPrevious(s *session) {
 		&pb.DeleteRangeRequest{Key: []byte("b"), PrevKv: true},
 		&pb.PutRequest{Key: []byte("n"), Value: []byte("1"), PrevKv: true, Lease: 92},
 		&pb.DeleteRangeRequest{Key: []byte("b"), PrevKv: true}))
-	s.do(timeToLive(92), always(&pb.PutRequest{Key: []byte("n"), Value: []byte("2"), IgnoreLease: true},
+	s.do(timeToLive(92), always(&pb.PutRequest{Key: []byte("n"), Value: []byte("2"),
+		IgnoreLease: true},
 		&pb.PutRequest{Key: []byte("a"), IgnoreValue: true, Lease: 92}), everything(), timeToLive(92))
 	s.do(always(&pb.DeleteRangeRequest{Key: []byte("\x00"), RangeEnd: []byte("\x00"), PrevKv: true}),
 		timeToLive(92))
@@ -309,7 +313,8 @@ func txnValidationOrder(s *session) {
 	for i := range many {
 		many[i] = op(put("same", "v"))
 	}
-	s.do(always(put("a", "1"), put("a", "1"), put("", "1")), always(put("", "1"), put("a", "1"), put("a", "1")),
+	s.do(always(put("a", "1"), put("a", "1"), put("", "1")), always(put("", "1"), put("a", "1"),
+		put("a", "1")),
 		txn(when(versionIs("", equal, 0)), ops(put("a", "1"), put("a", "2")), nil),
 		txn(nil, ops(put("a", "1"), put("a", "2")), ops(put("", "1"))),
 		txn(nil, nil, ops(put("a", "1"), put("a", "2"), get(""))),

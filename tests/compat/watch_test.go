@@ -101,7 +101,8 @@ func watchKeys(s *session) {
 	w := s.watch()
 	w.create(from(0, "b", ""), from(0, "b", "d"), from(0, "b", "\x00"), from(0, "\x00", "\x00"),
 		from(0, "", ""), from(0, "", "b"), from(0, "", "\x00"), from(0, "\x00", ""))
-	s.do(put("a", "1"), put("b", "1"), put("b\x00", "1"), put("c", "1"), put("d", "1"), put("\x00", "1"),
+	s.do(put("a", "1"), put("b", "1"), put("b\x00", "1"), put("c", "1"), put("d", "1"), put("\x00",
+		"1"),
 		put("\xff\xff", "1"), removeSpan("\x00", "\x00"))
 	w.events(2 + 6 + 10 + 14 + 2 + 4 + 14 + 2)
 	w.silence()
@@ -477,7 +478,8 @@ func watchValues(s *session) {
 	s.quietly(grant(96, 1000))
 	w := s.watch()
 	w.create(everyKey(0))
-	s.do(putLeased("a", "\x00\xff", 96), put("a", ""), &pb.PutRequest{Key: []byte("a"), IgnoreValue: true},
+	s.do(putLeased("a", "\x00\xff", 96), put("a", ""), &pb.PutRequest{Key: []byte("a"),
+		IgnoreValue: true},
 		putLeased("a", "4", 96), &pb.PutRequest{Key: []byte("a"), Value: []byte("5"), IgnoreLease: true},
 		revoke(96))
 	w.events(6)

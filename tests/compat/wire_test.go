@@ -153,5 +153,6 @@ func wireConcurrent(s *session) {
 	for _, kv := range response.(*pb.RangeResponse).Kvs {
 		seen[kv.ModRevision-s.base] = true
 	}
-	s.note("%d revisions up to %s", len(seen), s.revision(response.(*pb.RangeResponse).Header.Revision))
+	s.note("%d revisions up to %s", len(seen),
+		s.revision(response.(*pb.RangeResponse).Header.Revision))
 }

@@ -45,7 +45,8 @@ func revisionsMove(s *session) {
 
 func puts(s *session) {
 	s.do(put("a", "1"), put("a", "2"), put("a", ""), get("a"), put("a", "2"), put("a", "2"), get("a"))
-	s.do(put("", "1"), put("", ""), put("\x00", "zero"), get("\x00"), put("\xff", "\x00\xff"), get("\xff"))
+	s.do(put("", "1"), put("", ""), put("\x00", "zero"), get("\x00"), put("\xff", "\x00\xff"),
+		get("\xff"))
 	s.do(&pb.PutRequest{Key: []byte("b")}, get("b"))
 }
 
