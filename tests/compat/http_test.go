@@ -94,11 +94,13 @@ func gatewayKeys(s *session) {
 
 func gatewayTxn(s *session) {
 	s.quietly(put("a", "1"))
-	s.post("kv/txn", `{"compare":
-		[{"key": "@a", "target": "VERSION", "result": "EQUAL", "version": "1"}], "success": [{"request_put": {"key": "@b", "value": "@2"}}, {"request_range": {"key": "@a"}},
-		{"request_delete_range": {"key": "@a"}}]}`)
-	s.post("kv/txn", `{"compare":
-		[{"key": "@a", "target": "MOD", "result": "GREATER", "mod_revision": 1}], "failure": [{"requestRange": {"key": "@b"}}]}`)
+	s.post("kv/txn", `{
+		"compare": [{"key": "@a", "target": "VERSION", "result": "EQUAL", "version": "1"}],
+		"success": [{"request_put": {"key": "@b", "value": "@2"}},
+			{"request_range": {"key": "@a"}}, {"request_delete_range": {"key": "@a"}}]}`)
+	s.post("kv/txn", `{
+		"compare": [{"key": "@a", "target": "MOD", "result": "GREATER", "mod_revision": 1}],
+		"failure": [{"requestRange": {"key": "@b"}}]}`)
 	s.post("kv/txn", `{}`)
 }
 

@@ -198,6 +198,6 @@ func leaseTxn(s *session) {
 	s.do(txn(when(leaseIs("a", equal, 138)), ops(putLeased("a", "2", 139)), nil),
 		txn(when(leaseIs("a", equal, 138)), nil, ops(get("a"))), timeToLive(138), timeToLive(139))
 	s.do(always(remove("a"), putLeased("d", "1", 138)), revoke(139), everything(), timeToLive(138))
-	s.do(txn(when(leaseIs("d", equal, 139)), ops(putLeased("x", "1", 999)), ops(putLeased("y", "1",
-		138))))
+	s.do(txn(when(leaseIs("d", equal, 139)), ops(putLeased("x", "1", 999)),
+		ops(putLeased("y", "1", 138))))
 }

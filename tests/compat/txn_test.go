@@ -137,8 +137,8 @@ func txnOwnWrites(s *session) {
 
 func txnHeaders(s *session) {
 	s.quietly(put("a", "1"))
-	s.do(always(remove("missing"), get("a"), put("b", "1"), remove("missing"), get("a"), put("c",
-		"1")))
+	s.do(always(remove("missing"), get("a"), put("b", "1"), remove("missing"), get("a"),
+		put("c", "1")))
 	s.do(always(remove("missing")), always(get("a"), always(put("d", "1")), get("a")))
 	s.do(always(always(remove("missing")), always(get("a")), put("e", "1")))
 	s.do(txn(when(versionIs("a", equal, 5)), nil, ops(remove("missing"), put("f", "1"))))
@@ -169,8 +169,8 @@ func txnDuplicates(s *session) {
 		always(always(put("b", "1"), always(put("c", "1"))), always(put("d", "1"), put("c", "2"))))
 	s.do(always(txn(when(versionIs("a", greater, 0)), ops(put("a", "3")), ops(put("a", "4")))),
 		get("a"))
-	s.do(always(put("z", "1"), txn(when(versionIs("a", greater, 0)), ops(get("a")), ops(put("z",
-		"4")))))
+	s.do(always(put("z", "1"),
+		txn(when(versionIs("a", greater, 0)), ops(get("a")), ops(put("z", "4")))))
 	s.do(always(remove("a"), remove("a")), always(get("a"), get("a"), put("a", "1")), everything())
 }
 
