@@ -17,14 +17,13 @@ Life, in the order of states:
 import asyncio
 from typing import cast
 
-from kvstore.transport import frames, guard
+from kvstore.transport import frames, guard, linger
 from kvstore.transport.frames import ConnectionFault, StreamFault
 from kvstore.transport.guard import Guard
 from kvstore.transport.output import Output
 from kvstore.transport.streams import Host, Streams
 
-_LINGER_SECONDS = 1.0
-_LINGER_BYTES = 1 << 20
+_DRAIN_SECONDS = 1.0
 _KEEPALIVE_PING = frames.ping(b"\0kalive\0")
 _DRAIN_PING = b"\0goaway\0"
 
@@ -57,6 +56,7 @@ class Http2Connection(asyncio.Protocol):
         """Begin: our SETTINGS go first."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self.output.attach(self._transport)
+        self._host.opened(self)
         self.output.write(self._host.greeting)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -255,6 +255,16 @@ class Http2Connection(asyncio.Protocol):
 
     # Time and the end.
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of answers that the peer has not read."""
+        return self.output.waiting
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress."""
+        return len(self.streams.open)
+
     def tick(self, now: float) -> None:
         """Called by the server several times a second: whatever is due by the clock."""
         self._guard.drain(now - self._ticked_at)
@@ -262,7 +272,7 @@ class Http2Connection(asyncio.Protocol):
         if self._transport is None:
             return
         if self._dying_at is not None:
-            if now - self._dying_at >= _LINGER_SECONDS:
+            if now - self._dying_at >= linger.SECONDS:
                 self._transport.abort()
             return
         self.streams.expire()
@@ -302,12 +312,13 @@ class Http2Connection(asyncio.Protocol):
             self._pinged_at = now
             self.output.write(_KEEPALIVE_PING)
 
-    def drain(self) -> None:
+    def drain(self, code: int, message: str) -> None:
         """Ask the peer to open no more calls; the connection closes when the last is answered."""
         if self._drained_at is None and self._dying_at is None and self._transport is not None:
             self._drained_at = self._clock()
             self.output.write(frames.goaway(frames.WINDOW_MAX, frames.NO_ERROR))
             self.output.write(frames.ping(_DRAIN_PING))
+            self.streams.end(code, message)
 
     def _refuse_new(self) -> None:
         """The peer knows that it must open no more calls: those that come now are refused."""
@@ -317,7 +328,7 @@ class Http2Connection(asyncio.Protocol):
             self.output.write(frames.goaway(self.streams.last_sid, frames.NO_ERROR))
 
     def _tick_draining(self, now: float, since: float) -> None:
-        if now - since >= _LINGER_SECONDS:
+        if now - since >= _DRAIN_SECONDS:
             self._refuse_new()
         if self._refusing and not self.streams.open:
             self.close()
@@ -329,9 +340,10 @@ class Http2Connection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once; what the connection holds is given back now."""
         if self._transport is not None:
             self._transport.abort()
+            self.streams.abort()
 
     def _die(self, fault: ConnectionFault) -> None:
         """The peer broke a rule or a limit: GOAWAY, and the end."""
@@ -344,23 +356,4 @@ class Http2Connection(asyncio.Protocol):
         self.output.flush()
         transport = self._transport
         if transport is not None:  # the flush may have found it broken
-            transport.set_protocol(_Discard(self, transport))
-            if transport.can_write_eof():
-                transport.write_eof()
-
-
-class _Discard(asyncio.Protocol):
-    """Reads and forgets what a peer still sends after our GOAWAY."""
-
-    def __init__(self, connection: Http2Connection, transport: asyncio.Transport) -> None:
-        self._connection = connection
-        self._transport = transport
-        self._room = _LINGER_BYTES
-
-    def data_received(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room < 0:
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
+            linger.linger(self, transport)

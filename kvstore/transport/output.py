@@ -55,13 +55,31 @@ def response_headers(sid: int) -> bytes:
 class Totals:
     """What all connections of a server hold together."""
 
-    __slots__ = ("bytes_received", "bytes_sent", "output_bytes", "request_bytes")
+    __slots__ = (
+        "_on_full",
+        "_output_max",
+        "bytes_received",
+        "bytes_sent",
+        "full",
+        "output_bytes",
+        "request_bytes",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, output_max: int, on_full: Callable[[], None]) -> None:
+        self._output_max = output_max
+        self._on_full = on_full
+        self.full = False
         self.bytes_received = 0
         self.bytes_sent = 0
         self.request_bytes = 0
         self.output_bytes = 0
+
+    def add_output(self, size: int) -> None:
+        """Count bytes that wait in an outbox; too many are told once."""
+        self.output_bytes += size
+        if self.output_bytes > self._output_max and not self.full:
+            self.full = True
+            self._on_full()
 
 
 class Owner(Protocol):
@@ -239,7 +257,7 @@ class Output:
         outbox.size += size
         outbox.blocked = True
         self.waiting += size
-        self._totals.output_bytes += size
+        self._totals.add_output(size)
         self.wake(outbox)
 
     def wake(self, outbox: Outbox) -> None:

@@ -12,23 +12,59 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
-from kvstore.transport import frames
+from kvstore.transport import frames, grpc
 from kvstore.transport.api import CallObserver, HttpHandler, Method
-from kvstore.transport.connection import Http2Connection
 from kvstore.transport.frames import ConnectionFault
-from kvstore.transport.headers import Routes
+from kvstore.transport.handshake import Door
+from kvstore.transport.headers import Route, Routes
 from kvstore.transport.limits import Limits
 from kvstore.transport.output import Output, Totals
 from kvstore.transport.sniff import Sniffer
 from kvstore.transport.streams import Connection
+from kvstore.transport.tls import Tls
 
 _TICK_SECONDS = 0.05
 _TICKS_PER_ROUND = 10
+_BACKLOG = 4096
+"""Connections that the kernel holds until they are accepted; above: dropped, retried."""
+
+
+class Stats(NamedTuple):
+    """The transport at one moment; counters are since the start."""
+
+    connections: int
+    connections_accepted: int
+    calls: int
+    """In progress, streams included."""
+    bytes_received: int
+    bytes_sent: int
+    request_bytes: int
+    """Held of requests that are not whole."""
+    output_bytes: int
+    """Of answers that wait for their clients."""
+    handshakes_failed: int
+    refusals: dict[str, int]
+    """How often each limit was reached, by name."""
+    faults: dict[int, int]
+    """Connections ended for breaking HTTP/2's rules, by error code."""
+
+
+class _TooMany(asyncio.Protocol):
+    """A connection above the limit."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it at once."""
+        transport.close()
 
 
 class Server:
-    """Serves methods over gRPC and a handler over HTTP/1.1, on any number of listeners."""
+    """Serves methods over gRPC and a handler over HTTP/1.1, on any number of listeners.
+
+    Made and used on the thread of a running event loop.
+    """
 
     def __init__(
         self,
@@ -37,19 +73,23 @@ class Server:
         http_handler: HttpHandler,
         limits: Limits,
         clock: Callable[[], float],
-        observer: CallObserver | None = None,
+        wall: Callable[[], float],
         on_failure: Callable[[str, Exception], None],
+        observer: CallObserver | None = None,
     ) -> None:
+        """``clock`` gives monotonic seconds, ``wall`` those since the Unix epoch.
+
+        ``on_failure`` is told what raised an exception that it must not, for the log.
+        ``observer`` is told of every call that ended.
+        """
         self.routes = Routes.of(list(methods))
         self.http_handler = http_handler
         self.limits = limits
         self.clock = clock
+        self.wall = wall
         self.observer = observer
-        self.totals = Totals()
-        self.refusals: Counter[str] = Counter()
-        """Limits that were reached, by name."""
-        self.faults: Counter[int] = Counter()
-        """Connections ended for breaking HTTP/2's rules, by error code."""
+        self.failed = on_failure
+        self.totals = Totals(output_max=limits.output_bytes_total_max, on_full=self._shed_soon)
         self.greeting = frames.settings(
             [
                 (frames.HEADER_TABLE_SIZE, 0),
@@ -59,34 +99,85 @@ class Server:
                 (frames.MAX_HEADER_LIST_SIZE, limits.header_bytes_max),
             ]
         ) + frames.window_update(0, limits.connection_window_bytes - frames.DEFAULT_WINDOW)
-        self.connections: dict[Connection, None] = {}
-        self._on_failure = on_failure
+        self._refusals: Counter[str] = Counter()
+        self._faults: Counter[int] = Counter()
+        self._accepted = 0
+        self._handshakes_failed = 0
+        self._connections: dict[Connection, None] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._listeners: list[asyncio.Server] = []
         self._dirty: list[Output] = []
         self._round: list[Connection] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._part = 0
+        self._draining = False
+        self._emptied: asyncio.Future[None] | None = None
 
     # Listeners.
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Accept connections on a bound socket."""
-        listener = await self._loop.create_server(self._accept, sock=sock)
+    async def listen(
+        self, sock: socket.socket, *, tls: Tls | None = None, http1_only: bool = False
+    ) -> None:
+        """Accept connections on a bound socket, TCP or UNIX; it is the server's from now on.
+
+        ``http1_only``: for listeners of metrics; HTTP/2 is answered 400 there.
+        """
+
+        def accept() -> asyncio.Protocol:
+            self._accepted += 1
+            if len(self._connections) >= self.limits.connections_max or self._draining:
+                self.refused("connections_max")
+                return _TooMany()
+            sniffer = Sniffer(self, http1_only=http1_only)
+            if tls is None:
+                return sniffer
+            return Door(self, lambda door: self._begin_handshake(door, tls, sniffer))
+
+        unix = sock.family is socket.AF_UNIX
+        create = self._loop.create_unix_server if unix else self._loop.create_server
+        listener = await create(accept, sock=sock, backlog=_BACKLOG)
         self._listeners.append(listener)
         if self._timer is None:
             self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
-    def _accept(self) -> asyncio.Protocol:
-        sniffer = Sniffer(self, http2=self._http2, http1=self._http2)
-        self.connections[sniffer] = None
-        return sniffer
+    def _begin_handshake(self, door: Door, tls: Tls, sniffer: Sniffer) -> None:
+        """Run a handshake in a task of the server's, which is over when ``drain`` returns."""
+        task = self._loop.create_task(self._handshake(door, tls, sniffer))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
-    def _http2(self) -> asyncio.Protocol:
-        connection = Http2Connection(self, "")
-        self.connections[connection] = None
-        return connection
+    async def _handshake(self, door: Door, tls: Tls, sniffer: Sniffer) -> None:
+        plain = door.transport
+        assert plain is not None
+        try:
+            secure = await self._loop.start_tls(
+                plain,
+                sniffer,
+                tls.context(),
+                server_side=True,
+                ssl_handshake_timeout=self.limits.handshake_timeout,
+            )
+        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+            self._handshakes_failed += 1
+            plain.abort()
+        else:
+            if secure is not None:
+                sniffer.connection_made(secure)
+        finally:
+            door.passed()
 
     # What connections ask for.
+
+    def opened(self, connection: Connection, /) -> None:
+        """One more connection, or the next state of one."""
+        self._connections[connection] = None
+
+    def closed(self, connection: Connection, /) -> None:
+        """The connection is gone, or has become another."""
+        self._connections.pop(connection, None)
+        if not self._connections and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
 
     def schedule(self, output: Output, /) -> None:
         """Flush ``output`` at the end of this turn of the loop."""
@@ -100,40 +191,96 @@ class Server:
         for output in dirty:
             output.flush()
 
-    def closed(self, connection: Connection, /) -> None:
-        """The connection is gone."""
-        self.connections.pop(connection, None)
-
-    def failed(self, what: str, error: Exception, /) -> None:
-        """Something of ours raised what it must not."""
-        self._on_failure(what, error)
-
     def refused(self, limit: str, /) -> None:
         """A limit was reached."""
-        self.refusals[limit] += 1
+        self._refusals[limit] += 1
 
     def faulted(self, fault: ConnectionFault, /) -> None:
         """A connection ends with GOAWAY."""
         if fault.code == frames.ENHANCE_YOUR_CALM:
-            self.refusals[fault.reason] += 1
+            self._refusals[fault.reason] += 1
         else:
-            self.faults[fault.code] += 1
+            self._faults[fault.code] += 1
+
+    def _shed_soon(self) -> None:
+        """All unread answers together are too many."""
+        self._loop.call_soon(self._shed)
+
+    def _shed(self) -> None:
+        """Close the connections with the most unread answers until the rest fits."""
+        self.totals.full = False
+        excess = self.totals.output_bytes - self.limits.output_bytes_total_max
+        if excess <= 0:
+            return
+        for connection in sorted(self._connections, key=lambda c: c.waiting, reverse=True):
+            if excess <= 0:
+                break
+            excess -= connection.waiting
+            self.refused("output_bytes_total_max")
+            connection.abort()
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         now = self.clock()
         if not self._round:
-            self._round = list(self.connections)
-        part = -(-len(self.connections) // _TICKS_PER_ROUND)
-        for connection in self._round[-part:]:
+            self._round = list(self._connections)
+            self._part = -(-len(self._round) // (1 if self._draining else _TICKS_PER_ROUND))
+        for connection in self._round[-self._part :]:
             connection.tick(now)
-        del self._round[-part:]
+        del self._round[-self._part :]
 
-    async def drain(self, grace_seconds: float) -> None:
-        """Stop."""
+    # For metrics, and the way out.
+
+    def stats(self) -> Stats:
+        """What the transport holds and has done."""
+        totals = self.totals
+        return Stats(
+            connections=len(self._connections),
+            connections_accepted=self._accepted,
+            calls=sum(connection.calls for connection in self._connections),
+            bytes_received=totals.bytes_received,
+            bytes_sent=totals.bytes_sent,
+            request_bytes=totals.request_bytes,
+            output_bytes=totals.output_bytes,
+            handshakes_failed=self._handshakes_failed,
+            refusals=dict(self._refusals),
+            faults=dict(self._faults),
+        )
+
+    def method_stats(self) -> list[Route]:
+        """The methods served, with calls started and messages of streams received and sent."""
+        return list(self.routes.by_path.values())
+
+    async def drain(
+        self, grace_seconds: float, *, message: str, code: int = grpc.UNAVAILABLE
+    ) -> None:
+        """Stop: accept no more, let unary calls finish, end streams with a status, close.
+
+        Whatever is not over after ``grace_seconds`` is cut off.
+        """
+        self._draining = True
         for listener in self._listeners:
             listener.close()
+        for connection in list(self._connections):
+            connection.drain(code, message)
+        if self._connections:
+            self._emptied = self._loop.create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._emptied
+        await self._cut_off()
+
+    async def _cut_off(self) -> None:
+        """Abort what is left, and wait until it is gone."""
+        for task in self._handshakes:
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        for connection in list(self._connections):
+            connection.abort()
+        if self._connections:
+            self._emptied = self._loop.create_future()
+            await self._emptied
+        for listener in self._listeners:
+            await listener.wait_closed()
         if self._timer is not None:
             self._timer.cancel()
-        for connection in list(self.connections):
-            connection.abort()

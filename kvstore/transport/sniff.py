@@ -5,49 +5,54 @@ The bytes are held until they differ from the preface or are all of it.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import cast
 
+from kvstore.transport.connection import Http2Connection
 from kvstore.transport.frames import PREFACE
-from kvstore.transport.streams import Host
-
-Maker = Callable[[], asyncio.Protocol]
+from kvstore.transport.http1 import Http1Connection, HttpHost
 
 
 class Sniffer(asyncio.Protocol):
     """A connection that has not said yet what it speaks."""
 
-    def __init__(self, host: Host, *, http2: Maker, http1: Maker) -> None:
+    waiting = 0
+    calls = 0
+
+    def __init__(self, host: HttpHost, *, http1_only: bool) -> None:
         self._host = host
-        self._http2 = http2
-        self._http1 = http1
+        self._http1_only = http1_only
         self._transport: asyncio.Transport | None = None
         self._seen = b""
         self._made_at = host.clock()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first bytes."""
+        """Wait for the first bytes; those of a TLS connection may be there already."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self._host.opened(self)
+        if self._seen:
+            self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
         """Decide, or wait for more."""
         seen = self._seen = self._seen + data
-        if len(seen) < len(PREFACE) and PREFACE.startswith(seen):
-            return
-        if seen.startswith(PREFACE):
-            self._become(self._http2(), seen[len(PREFACE) :])
-        else:
-            self._become(self._http1(), seen)
-
-    def _become(self, protocol: asyncio.Protocol, data: bytes) -> None:
-        """Hand the connection over."""
         transport = self._transport
-        assert transport is not None
+        if transport is None:
+            return
+        peer = _peer(transport)
+        if self._http1_only or not PREFACE.startswith(seen[: len(PREFACE)]):
+            self._become(transport, Http1Connection(self._host, peer), seen)
+        elif len(seen) >= len(PREFACE):
+            self._become(transport, Http2Connection(self._host, peer), seen[len(PREFACE) :])
+
+    def _become(
+        self, transport: asyncio.Transport, protocol: asyncio.Protocol, data: bytes
+    ) -> None:
+        """Hand the connection over."""
         self._transport = None
         self._seen = b""
-        self._host.closed(self)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        self._host.closed(self)
         if data:
             protocol.data_received(data)
 
@@ -62,7 +67,7 @@ class Sniffer(asyncio.Protocol):
             self._host.refused("preface_timeout")
             self.abort()
 
-    def drain(self) -> None:
+    def drain(self, code: int, message: str) -> None:
         """Nothing is under way."""
         self.abort()
 
@@ -74,3 +79,12 @@ class Sniffer(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    """The client's address as handlers and logs show it."""
+    name: object = transport.get_extra_info("peername")
+    if not isinstance(name, tuple):
+        return "unix:@"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

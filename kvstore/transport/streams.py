@@ -37,11 +37,19 @@ _SMALL_DATA_BYTES = 256
 class Connection(Protocol):
     """A connection, as the server sees it."""
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of answers that the peer has not read."""
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress."""
+
     def tick(self, now: float, /) -> None:
         """Called several times a second."""
 
-    def drain(self) -> None:
-        """Finish what is under way, then close."""
+    def drain(self, code: int, message: str, /) -> None:
+        """Finish what is under way, end streams with a status, then close."""
 
     def close(self) -> None:
         """Close once what was handed to the socket is on its way."""
@@ -62,6 +70,9 @@ class Host(Protocol):
 
     def schedule(self, output: Output, /) -> None:
         """Flush ``output`` at the end of this turn of the loop."""
+
+    def opened(self, connection: "Connection", /) -> None:
+        """One more connection, or the next state of one."""
 
     def closed(self, connection: "Connection", /) -> None:
         """The connection is gone."""
@@ -88,6 +99,7 @@ class Streams:
         "_limits",
         "_whole_max",
         "blocks",
+        "ending",
         "last_sid",
         "now",
         "observer",
@@ -106,6 +118,8 @@ class Streams:
         self.output = output
         self.peer = peer
         self.observer = host.observer
+        self.ending: tuple[int, str] | None = None
+        """Status of every streaming call from now on: the server stops."""
         self.now = host.clock()
         """When the bytes being worked on were read."""
         self.open: dict[int, AnyCall] = {}
@@ -316,6 +330,8 @@ class Streams:
             call.finish(grpc.INTERNAL, "internal error")
         if ended:
             self._half_close(call)
+        if self.ending is not None:
+            call.finish(*self.ending)
 
     def _crowded(self) -> bool:
         """Are there too many unread answers, the largest not counted."""
@@ -406,6 +422,13 @@ class Streams:
         late = [c for c in self.open.values() if c.deadline is not None and c.deadline <= now]
         for call in late:
             call.expire()
+
+    def end(self, code: int, message: str) -> None:
+        """End the streaming calls, those that come later too."""
+        self.ending = (code, message)
+        for call in list(self.open.values()):
+            if isinstance(call, StreamCall):
+                call.finish(code, message)
 
     def abort(self) -> None:
         """The connection is lost, and all calls with it."""

@@ -1,0 +1,83 @@
+"""TLS: contexts built from files, and built again when the files change.
+
+etcd reads its certificates at every handshake; here each handshake looks at the files' times and
+sizes, and a changed file gives a new context for this and later handshakes.
+A set of files that cannot be read (half written, a key that does not fit) leaves the old context in
+place: a server must not lose its TLS to a bad renewal. The failure is told once per change.
+
+Sizes of work: a look is one ``stat`` per file, a few microseconds beside a handshake's millisecond.
+"""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROTOCOLS = ("h2", "http/1.1")
+"""Offered by ALPN; grpc-go insists on ``h2``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Where certificates are; PEM, as for etcd's flags of the same meaning."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    """Certificates that clients' certificates must descend from (``--trusted-ca-file``)."""
+    client_revocations: Path | None = None
+    """Revoked client certificates (``--client-crl-file``)."""
+    require_client_certificate: bool = False
+    """Refuse clients without one (``--client-cert-auth``); needs ``client_ca``."""
+
+    def paths(self) -> list[Path]:
+        """The files there are."""
+        files = (self.certificate, self.key, self.client_ca, self.client_revocations)
+        return [path for path in files if path is not None]
+
+
+def build_context(files: TlsFiles) -> ssl.SSLContext:
+    """A server's context; raises ``OSError`` or ``ssl.SSLError`` for files that do not serve."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(list(PROTOCOLS))
+    context.load_cert_chain(files.certificate, files.key)
+    if files.client_ca is not None:
+        context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    if files.client_revocations is not None:
+        context.load_verify_locations(files.client_revocations)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    if files.require_client_certificate:
+        if files.client_ca is None:
+            raise ssl.SSLError("client certificates are required, but no CA to check them is given")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+class Tls:
+    """The current context of one set of files."""
+
+    def __init__(self, files: TlsFiles, on_failure: Callable[[str, Exception], None]) -> None:
+        """Raises ``OSError`` or ``ssl.SSLError`` when the first context cannot be built."""
+        self._files = files
+        self._on_failure = on_failure
+        self._seen = self._look()
+        self._context = build_context(files)
+
+    def _look(self) -> tuple[tuple[int, int, int], ...]:
+        """What tells a changed file from an unchanged one."""
+        stats = [path.stat() for path in self._files.paths()]
+        return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
+
+    def context(self) -> ssl.SSLContext:
+        """The context for the next handshake."""
+        try:
+            seen = self._look()
+            if seen != self._seen:
+                self._seen = seen
+                self._context = build_context(self._files)
+        except (OSError, ssl.SSLError) as error:  # SSLError is an OSError; both for the reader
+            self._on_failure("certificates cannot be reloaded", error)
+        return self._context
