@@ -78,6 +78,7 @@ def encode_timeout(seconds: float) -> bytes:
     return b"99999999H"
 
 
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
 _UNSAFE = re.compile(rb"[^ -$&-~]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -98,7 +99,10 @@ def decode_binary(value: bytes) -> bytes:
     try:
         return binascii.a2b_base64(value + b"=" * (-len(value) % 4), strict_mode=True)
     except binascii.Error as error:
-        raise ValueError(str(error)) from error
+        end = _BASE64.match(value)
+        raise ValueError(
+            f"illegal base64 data at input byte {end.end() if end else 0}"
+        ) from error
 
 
 def encode_binary(value: bytes) -> bytes:

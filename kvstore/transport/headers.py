@@ -202,8 +202,13 @@ def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, float |
 
 def _refuse_protocol(found: Mapping[bytes, bytes]) -> Refusal | None:
     """A request that is not gRPC at all."""
-    if b"," in found.get(b"host", b""):
-        return Refusal(grpc.INTERNAL, "more than one value of host", 400)
+    hosts = found.get(b"host", b"").count(b",") + (b"host" in found)
+    if hosts > 1:
+        text = (
+            f"num values of :authority: {int(b':authority' in found)}, num values of host: {hosts},"
+            " both must only have 1 value as per HTTP/2 spec"
+        )
+        return Refusal(grpc.INTERNAL, text, 400)
     kind = found.get(b"content-type", b"")
     if not _content_type_ok(kind):
         text = f"invalid gRPC request content-type {grpc.quote(kind)}"

@@ -24,8 +24,8 @@ class Inbox:
 
     @property
     def unfinished(self) -> bool:
-        """Is there a part of a message."""
-        return bool(self._held)
+        """Is there a part of a message; less than a prefix counts as nothing, as in grpc-go."""
+        return len(self._held) >= grpc.PREFIX_BYTES
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that ``data`` completes; raises ``StatusError`` for one that is refused."""

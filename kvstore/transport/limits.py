@@ -35,7 +35,7 @@ class Limits:
     stream_window_bytes: int
     """Flow-control window granted to each stream; above: FLOW_CONTROL_ERROR on the stream."""
     connection_window_bytes: int
-    """Likewise for a connection; above: GOAWAY FLOW_CONTROL_ERROR."""
+    """Likewise for a connection, 65,535 or more; above: GOAWAY FLOW_CONTROL_ERROR."""
     frame_bytes_max: int
     """SETTINGS_MAX_FRAME_SIZE, 16,384 to 16,777,215; above: GOAWAY FRAME_SIZE_ERROR."""
 
@@ -94,3 +94,9 @@ class Limits:
     http1_timeout: float
     """An HTTP/1.1 request from its first byte to its last, and silence between two; later:
     closed."""
+
+    def __post_init__(self) -> None:
+        """What HTTP/2 cannot express is a mistake of the caller."""
+        assert 65_535 <= self.connection_window_bytes < 2**31
+        assert self.stream_window_bytes < 2**31
+        assert 16_384 <= self.frame_bytes_max < 2**24

@@ -52,6 +52,21 @@ class Stats(NamedTuple):
     """Connections ended for breaking HTTP/2's rules, by error code."""
 
 
+def _greeting(limits: Limits) -> bytes:
+    """The first frames of every HTTP/2 connection."""
+    settings = frames.settings(
+        [
+            (frames.HEADER_TABLE_SIZE, 0),
+            (frames.MAX_CONCURRENT_STREAMS, limits.streams_per_connection_max),
+            (frames.INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+            (frames.MAX_FRAME_SIZE, limits.frame_bytes_max),
+            (frames.MAX_HEADER_LIST_SIZE, limits.header_bytes_max),
+        ]
+    )
+    more = limits.connection_window_bytes - frames.DEFAULT_WINDOW
+    return settings + frames.window_update(0, more) if more else settings
+
+
 class _TooMany(asyncio.Protocol):
     """A connection above the limit."""
 
@@ -90,15 +105,7 @@ class Server:
         self.observer = observer
         self.failed = on_failure
         self.totals = Totals(output_max=limits.output_bytes_total_max, on_full=self._shed_soon)
-        self.greeting = frames.settings(
-            [
-                (frames.HEADER_TABLE_SIZE, 0),
-                (frames.MAX_CONCURRENT_STREAMS, limits.streams_per_connection_max),
-                (frames.INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
-                (frames.MAX_FRAME_SIZE, limits.frame_bytes_max),
-                (frames.MAX_HEADER_LIST_SIZE, limits.header_bytes_max),
-            ]
-        ) + frames.window_update(0, limits.connection_window_bytes - frames.DEFAULT_WINDOW)
+        self.greeting = _greeting(limits)
         self._refusals: Counter[str] = Counter()
         self._faults: Counter[int] = Counter()
         self._accepted = 0

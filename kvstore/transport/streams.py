@@ -247,7 +247,7 @@ class Streams:
         if isinstance(call, StreamCall):
             call.half_closed = True
             if call.inbox.unfinished:
-                call.finish(grpc.UNKNOWN, "unexpected EOF")
+                call.finish(grpc.INTERNAL, "unexpected EOF")
             elif call.sink is not None:
                 self.tell(call.sink.half_closed)
             return
