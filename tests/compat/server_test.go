@@ -3,11 +3,13 @@ package compat
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -70,14 +72,32 @@ func newServer(t *testing.T, template string, flags ...string) *server {
 	return s
 }
 
+var ports struct {
+	sync.Mutex
+	next int
+}
+
+// freePort returns a port that nobody has and that the system gives to nobody unasked: it is below
+// those that connections get. A process asks for each port once.
 func freePort(t *testing.T) int {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, count = 20000, 12000
+	ports.Lock()
+	defer ports.Unlock()
+	if ports.next == 0 {
+		ports.next = rand.IntN(count)
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
+	for range count {
+		ports.next++
+		port := first + ports.next%count
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			listener.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
 }
 
 // start runs the command and returns once a linearizable read is answered.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -26,9 +27,23 @@ SUBJECT: Final = (
 )
 START_TIMEOUT: Final = 300.0
 STOP_TIMEOUT: Final = 60.0
+PORTS: Final = (20_000, 32_000)
+"""Below those that the system gives to connections."""
 
 Run = dict[str, float | str]
 """What one run of etcdload has printed."""
+
+
+def free_port() -> int:
+    """A port that nobody has and that the system gives to no connection unasked."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class LoadError(Exception):
@@ -41,9 +56,7 @@ class Server:
     def __init__(self, command: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="load-")
         self._log = Path(self._folder.name) / "log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         data = Path(self._folder.name) / "data"
         self._command = shlex.split(command.format(dir=data, port=self._port))
         self._process = self._spawn()
