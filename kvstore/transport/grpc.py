@@ -6,6 +6,7 @@ Pure: servers and clients use it alike.
 """
 
 import binascii
+import math
 import re
 import struct
 
@@ -42,6 +43,7 @@ _SECONDS_BY_UNIT = {
     ord("u"): 1e-6,
     ord("n"): 1e-9,
 }
+_PER_SECOND = tuple(zip(b"numSMH", (1e9, 1e6, 1e3, 1.0, 1 / 60, 1 / 3600), strict=True))
 _TIMEOUT_BYTES_MAX = 9
 
 
@@ -71,8 +73,8 @@ def parse_timeout(value: bytes) -> float:
 
 def encode_timeout(seconds: float) -> bytes:
     """A ``grpc-timeout`` of at least ``seconds``, in the finest unit that takes eight digits."""
-    for unit in b"numSMH":
-        count = -int(-seconds // _SECONDS_BY_UNIT[unit])
+    for unit, per_second in _PER_SECOND:
+        count = math.ceil(seconds * per_second)
         if count < 10**8:
             return b"%d%c" % (max(count, 0), unit)
     return b"99999999H"
@@ -100,9 +102,7 @@ def decode_binary(value: bytes) -> bytes:
         return binascii.a2b_base64(value + b"=" * (-len(value) % 4), strict_mode=True)
     except binascii.Error as error:
         end = _BASE64.match(value)
-        raise ValueError(
-            f"illegal base64 data at input byte {end.end() if end else 0}"
-        ) from error
+        raise ValueError(f"illegal base64 data at input byte {end.end() if end else 0}") from error
 
 
 def encode_binary(value: bytes) -> bytes:
