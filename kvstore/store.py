@@ -440,6 +440,8 @@ class Store:
     # -- memory -----------------------------------------
 
     def _keep_recent(self, entry: Entry, framed: bytes) -> None:
+        if entry in self._recent:
+            return  # two fetches of one value: its bytes count once
         self._recent[entry] = framed
         self._recent_bytes += len(framed)
         while self._recent_bytes > self._config.recent_bytes_max:
