@@ -3,9 +3,9 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,20 +45,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def served(installed: Path, folder: Path) -> Iterator[tuple[grpc.Channel, subprocess.Popen[bytes]]]:
-    """Serve with the installed program, its data below `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    """Serve with the installed program on a socket in `folder`, its data beside it."""
     program = str(installed / "bin/kvstore")
-    flags = ["--data-dir", str(folder / "data"), "--listen-client-urls", f"http://{address}"]
+    listen = ["--listen-client-urls", f"unix://{folder}/socket"]
     with subprocess.Popen(
-        [program, "serve", *flags],
+        [program, "serve", "--data-dir", str(folder / "data"), *listen],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(installed)},
     ) as server:
         try:
             options = [("grpc.initial_reconnect_backoff_ms", 100)]
-            with grpc.insecure_channel(address, options=options) as channel:
+            with grpc.insecure_channel(f"unix:{folder}/socket", options=options) as channel:
                 yield channel, server
         finally:
             server.kill()
@@ -71,9 +68,12 @@ def test_wheel_holds_the_three_packages(installed: Path) -> None:
     assert {"kvstore", "kvstore-bench"} == {path.name for path in (installed / "bin").iterdir()}
 
 
-def test_installed_server_serves(installed: Path, tmp_path: Path) -> None:
+def test_installed_server_serves(installed: Path) -> None:
     """A server from the wheel stores a key, gives it back, and ends with 0 when told to stop."""
-    with served(installed, tmp_path) as (channel, server):
+    with (
+        tempfile.TemporaryDirectory() as folder,  # short: a socket's path has about 100 bytes
+        served(installed, Path(folder)) as (channel, server),
+    ):
         put = channel.unary_unary(
             "/etcdserverpb.KV/Put",
             request_serializer=rpc_pb2.PutRequest.SerializeToString,
