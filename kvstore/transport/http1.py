@@ -1,7 +1,7 @@
 """HTTP/1.1 for health, metrics and the JSON gateway: whole requests in, whole answers out, by h11.
 
-One request is served at a time: while its answer is not written, nothing more is read, so that
-pipelined requests wait in the kernel and in h11's buffer (at most what was read at once).
+One request is served at a time; pipelined ones wait, unread beyond ``http1_header_bytes_max``.
+Until then reading goes on, because only who reads learns that a client has gone.
 Every answer is sent with its length; a connection is kept for the next request unless either side
 says otherwise.
 """
@@ -27,6 +27,12 @@ class HttpHost(Host, Protocol):
 
     def wall(self) -> float:
         """Seconds since the Unix epoch, for ``date``."""
+
+
+def _size(request: h11.Request) -> int:
+    """Bytes of a request's header, near enough; h11 itself limits only what comes in pieces."""
+    fields = sum(len(name) + len(value) + 4 for name, value in request.headers)
+    return len(request.method) + len(request.target) + fields
 
 
 class Http1Connection(asyncio.Protocol):
@@ -86,13 +92,19 @@ class Http1Connection(asyncio.Protocol):
         self._go_on()
 
     def eof_received(self) -> None:
-        """The client sends no more; the event loop closes the connection."""
+        """The client sends no more, and so wants no more, as in Go's server: closed."""
 
     # Requests.
 
+    @property
+    def _serving(self) -> bool:
+        """More requests may be read: the connection is not being closed."""
+        transport = self._transport
+        return transport is not None and self._dying_at is None and not transport.is_closing()
+
     def _go_on(self) -> None:
         """Read events until a request is being answered or more bytes are needed."""
-        while self._transport is not None and not self._answering and not self._paused:
+        while self._serving and not self._answering and not self._paused:
             try:
                 event = self._http.next_event()
                 if isinstance(event, h11.ConnectionClosed):
@@ -103,17 +115,21 @@ class Http1Connection(asyncio.Protocol):
                 self._take(event)
             except h11.RemoteProtocolError as error:
                 self._refuse(error.error_status_hint, str(error))
-        if self._transport is not None:
-            if self._answering or self._paused:
+        if self._transport is not None and self._serving:
+            if len(self._http.trailing_data[0]) > self._limits.http1_header_bytes_max:
                 self._transport.pause_reading()
-            elif not self._transport.is_closing():
+            else:
                 self._transport.resume_reading()
 
     def _take(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
         """One event of the request."""
         if isinstance(event, h11.Request):
             self._request = event
-            if self._http.they_are_waiting_for_100_continue:
+            if event.http_version not in {b"1.0", b"1.1"}:
+                self._refuse(505, "unsupported protocol version")
+            elif _size(event) > self._limits.http1_header_bytes_max:
+                self._refuse(431, "request header too large")
+            elif self._http.they_are_waiting_for_100_continue:
                 self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
         elif isinstance(event, h11.Data):
             self._take_body(bytes(event.data))

@@ -128,7 +128,7 @@ class Server:
     ) -> None:
         """Accept connections on a bound socket, TCP or UNIX; it is the server's from now on.
 
-        ``http1_only``: for listeners of metrics; HTTP/2 is answered 400 there.
+        ``http1_only``: for listeners of metrics; HTTP/2 is answered 505 there.
         """
 
         def accept() -> asyncio.Protocol:
