@@ -36,6 +36,12 @@ BLOCK_CHANGES = 1024
 one by one.
 """
 
+SCAN_CHANGES = 8 * BLOCK_CHANGES
+"""Changes that ``changes`` looks at before it lets others work (about half a millisecond)."""
+
+_SKIP_COST = 32
+"""What skipping a sealed block costs, in changes looked at."""
+
 
 def in_range(key: bytes, start: bytes, end: bytes | None) -> bool:
     r"""Is ``key`` in [start, end)? ``end`` None: only ``start`` itself; ``b"\\0"``: no upper bound
@@ -79,6 +85,19 @@ class _Block:
         if end is None:
             return low, bisect_right(order, start, low)
         return low, len(order) if end == b"\0" else max(low, bisect_left(order, end, low))
+
+    def places(self, start: bytes, end: bytes | None, position: int) -> list[int]:
+        """Positions of the range's changes from ``position`` on, in order."""
+        if self.order is not None:
+            low, high = self.span(start, end)
+            if low == high:
+                return []
+        keys = self.keys
+        if end is None:
+            return [i for i in range(position, len(keys)) if keys[i] == start]
+        if end == b"\0":
+            return [i for i in range(position, len(keys)) if keys[i] >= start]
+        return [i for i in range(position, len(keys)) if start <= keys[i] < end]
 
 
 class History:
@@ -158,31 +177,33 @@ class History:
 
     def changes(
         self, start: bytes, end: bytes | None, after: int, up_to: int, limit: int
-    ) -> list[tuple[bytes, Entry]]:
-        """Changes of the range with ``after < mod_revision <= up_to``, in order.
+    ) -> tuple[list[tuple[bytes, Entry]], int]:
+        """Changes of the range later than revision ``after``, in order, and how far they go.
 
-        Stops once ``limit`` are found, but never inside a revision: the answer holds complete
-        revisions only, so it may be longer than ``limit`` by the rest of one revision.
+        They are all there are up to the revision returned with them, which is ``up_to`` unless
+        ``limit`` were found or SCAN_CHANGES were looked at before. A revision is never cut, however
+        many changes it has.
         """
         found: list[tuple[bytes, Entry]] = []
+        looked, seen = 0, after
         for block, position in self._tail(after):
-            entries, keys = block.entries, block.keys
-            if entries[position][0] > up_to:
+            entries = block.entries
+            first = entries[position][0]
+            if first > up_to:
                 break
-            if block.order is not None:
-                low, high = block.span(start, end)
-                if low == high:
-                    continue
-            for i in range(position, len(entries)):
+            if first != seen and (looked >= SCAN_CHANGES or len(found) >= limit):
+                return found, seen
+            places = block.places(start, end, position)
+            looked += _SKIP_COST if not places else len(entries) - position
+            for i in places:
                 entry = entries[i]
                 if entry[0] > up_to:
-                    return found
+                    return found, up_to
                 if len(found) >= limit and entry[0] != found[-1][1][0]:
-                    return found
-                key = keys[i]
-                if in_range(key, start, end):
-                    found.append((key, entry))
-        return found
+                    return found, entry[0] - 1
+                found.append((block.keys[i], entry))
+            seen = entries[-1][0]
+        return found, up_to
 
     def oldest_block(self, up_to: int) -> list[bytes] | None:
         """Keys of the oldest block if it is sealed and all its changes are earlier than revision

@@ -269,8 +269,9 @@ class WatchHub:
 class WatchStream:
     """The watchers of one client's stream, and what is said about them.
 
-    ``unready`` counts watchers that are not synced, over ones included; ``feeds`` counts the others
-    by feed; ``shown`` is the last revision said here outside a feed's deliveries.
+    ``unready`` counts watchers that are not synced, ended ones included; ``feeds`` counts those by
+    feed that have not ended. Progress never goes below ``shown``, the highest revision that a
+    watcher was promised or sent on its own, nor below what the feeds have sent.
     """
 
     def __init__(self, hub: WatchHub, outbox: Outbox) -> None:

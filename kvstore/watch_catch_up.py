@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvstore.errors import StoreError
 from kvstore.fetch import Fetched
-from kvstore.history import Entry
+from kvstore.history import SCAN_CHANGES, Entry
 from kvstore.watch_groups import State, Watcher
 from kvstore.watch_message import (
     FRAGMENTS,
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 STEP_COST = 10
 """What a step costs beside its changes, in changes: finding its place, and sending."""
 
+_LOOKS_PER_CHANGE = 16
+"""Changes of others that are passed over at the cost of one that is sent."""
+
 
 class Piece(NamedTuple):
     """What a step found: changes whose values are at hand, and what must be fetched to go on."""
@@ -46,6 +49,8 @@ class Piece(NamedTuple):
     up_to: int
     """All changes up to this revision are in ``changes``."""
     needed: list[tuple[bytes, Entry]]
+    cost: int
+    """In changes."""
 
 
 class CatchUp:
@@ -84,19 +89,29 @@ class CatchUp:
         while self._queue and budget > 0:
             watcher = self._queue.popleft()
             if watcher.state is State.QUEUED:
-                budget -= STEP_COST + self._step(watcher)
+                budget -= self._step(watcher)
+        self._end_starvation()
         if self._queue:
             self._schedule()
 
+    def _end_starvation(self) -> None:
+        """Let as many go on as may fetch now; whoever does not need to leaves it to the next."""
+        free = self._config.catch_up_fetches_max - self.fetching
+        while free > 0 and self._starved:
+            watcher = self._starved.popleft()
+            if watcher.state is State.STARVED:
+                self.add(watcher)
+                free -= 1
+
     def _step(self, watcher: Watcher) -> int:
-        """One step; returns the changes that it looked at."""
+        """One step; returns its cost, in changes."""
         hub, feed = self._hub, watcher.feed
         if watcher.next < hub.store.compact_revision:
             hub.end(watcher, compacted(hub.store.compact_revision))
-            return 0
+            return STEP_COST
         if watcher.outbox.outbox_bytes > self._config.outbox_bytes_max:
             hub.block(watcher)
-            return 0
+            return STEP_COST
         piece = self._read(watcher, feed.position)
         if piece.up_to >= watcher.next:
             self._send(watcher, piece)
@@ -105,7 +120,7 @@ class CatchUp:
             self._fetch(watcher, piece.needed)
         else:
             feed.settle(watcher)
-        return len(piece.changes) + len(piece.needed)
+        return piece.cost
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -113,8 +128,10 @@ class CatchUp:
         """Changes that the watcher wants, complete revisions, up to about ``response_bytes``."""
         limit = self._config.catch_up_changes
         after = watcher.next - 1
-        found = self._hub.store.history.changes(watcher.key, watcher.end, after, position, limit)
-        up_to = position if len(found) < limit else found[-1][1][0]
+        history = self._hub.store.history
+        found, up_to = history.changes(watcher.key, watcher.end, after, position, limit)
+        looked = min(up_to - after, SCAN_CHANGES)
+        cost = STEP_COST + len(found) + looked // _LOOKS_PER_CHANGE
         changes: list[Change] = []
         needed: list[tuple[bytes, Entry]] = []
         size = needed_from = 0
@@ -136,7 +153,7 @@ class CatchUp:
         if needed:
             up_to = needed_from - 1
             changes = [change for change in changes if change[1][0] < needed_from]
-        return Piece(changes, up_to, needed)
+        return Piece(changes, up_to, needed, cost)
 
     def _with_values(
         self, watcher: Watcher, key: bytes, entry: Entry
@@ -184,11 +201,7 @@ class CatchUp:
 
     def _fetched(self, watcher: Watcher, entries: list[Entry], found: Fetched) -> None:
         self.fetching -= 1
-        while self._starved:
-            next_one = self._starved.popleft()
-            if next_one.state is State.STARVED:
-                self.add(next_one)
-                break
+        self._end_starvation()
         if watcher.state is not State.FETCHING:
             return
         if isinstance(found, StoreError):

@@ -223,6 +223,7 @@ class Feed:
         else:
             assert watcher.next == position + 1, "a synced watcher needs what comes next"
             self._hub.move(watcher, State.SYNCED)
+            watcher.stream.shown = max(watcher.stream.shown, watcher.due)
             self._groups.add(watcher)
 
     def leave(self, watcher: Watcher) -> None:

@@ -12,7 +12,6 @@ from random import Random
 from typing import NamedTuple, TypeVar
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
-from kvstore.backend import IndexRow
 from kvstore.clock import ManualClock
 from kvstore.commit import Commits
 from kvstore.compaction import Compactor
