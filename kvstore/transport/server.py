@@ -18,9 +18,9 @@ from typing import NamedTuple
 from kvstore.transport import frames, grpc
 from kvstore.transport.api import CallObserver, HttpHandler, Method
 from kvstore.transport.frames import ConnectionFault
-from kvstore.transport.handshake import Door
 from kvstore.transport.headers import Route, Routes
 from kvstore.transport.limits import Limits
+from kvstore.transport.listener import Listener
 from kvstore.transport.output import Output, Totals
 from kvstore.transport.sniff import Sniffer
 from kvstore.transport.streams import Connection
@@ -28,8 +28,6 @@ from kvstore.transport.tls import Tls
 
 _TICK_SECONDS = 0.05
 _TICKS_PER_ROUND = 10
-_BACKLOG = 4096
-"""Connections that the kernel holds until they are accepted; above: dropped, retried."""
 
 
 class Stats(NamedTuple):
@@ -65,14 +63,6 @@ def _greeting(limits: Limits) -> bytes:
     )
     more = limits.connection_window_bytes - frames.DEFAULT_WINDOW
     return settings + frames.window_update(0, more) if more else settings
-
-
-class _TooMany(asyncio.Protocol):
-    """A connection above the limit."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Close it at once."""
-        transport.close()
 
 
 class Server:
@@ -111,9 +101,9 @@ class Server:
         self._accepted = 0
         self._handshakes_failed = 0
         self._connections: dict[Connection, None] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._entering: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._dirty: list[Output] = []
         self._round: list[Connection] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -123,7 +113,7 @@ class Server:
 
     # Listeners.
 
-    async def listen(
+    def listen(
         self, sock: socket.socket, *, tls: Tls | None = None, http1_only: bool = False
     ) -> None:
         """Accept connections on a bound socket, TCP or UNIX; it is the server's from now on.
@@ -131,48 +121,46 @@ class Server:
         ``http1_only``: for listeners of metrics; HTTP/2 is answered 505 there.
         """
 
-        def accept() -> asyncio.Protocol:
+        def accepted(connected: socket.socket) -> None:
             self._accepted += 1
-            if len(self._connections) >= self.limits.connections_max or self._draining:
+            if len(self._connections) + len(self._entering) >= self.limits.connections_max:
                 self.refused("connections_max")
-                return _TooMany()
-            sniffer = Sniffer(self, http1_only=http1_only)
-            if tls is None:
-                return sniffer
-            return Door(self, lambda door: self._begin_handshake(door, tls, sniffer))
+                connected.close()
+                return
+            task = self._loop.create_task(self._enter(connected, tls, http1_only=http1_only))
+            self._entering.add(task)
+            task.add_done_callback(self._entering.discard)
 
-        unix = sock.family is socket.AF_UNIX
-        create = self._loop.create_unix_server if unix else self._loop.create_server
-        listener = await create(accept, sock=sock, backlog=_BACKLOG)
-        self._listeners.append(listener)
+        self._listeners.append(Listener(sock, accepted, self._exhausted))
         if self._timer is None:
             self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
-    def _begin_handshake(self, door: Door, tls: Tls, sniffer: Sniffer) -> None:
-        """Run a handshake in a task of the server's, which is over when ``drain`` returns."""
-        task = self._loop.create_task(self._handshake(door, tls, sniffer))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+    async def _enter(self, sock: socket.socket, tls: Tls | None, *, http1_only: bool) -> None:
+        """Make a connection of an accepted socket, after its TLS handshake if it has one.
 
-    async def _handshake(self, door: Door, tls: Tls, sniffer: Sniffer) -> None:
-        plain = door.transport
-        assert plain is not None
+        The server owns the task that runs this; ``drain`` cancels and awaits it.
+        """
+        if sock.family is not socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sniffer = Sniffer(self, http1_only=http1_only)
         try:
-            secure = await self._loop.start_tls(
-                plain,
-                sniffer,
-                tls.context(),
-                server_side=True,
-                ssl_handshake_timeout=self.limits.handshake_timeout,
-            )
+            if tls is None:
+                await self._loop.connect_accepted_socket(lambda: sniffer, sock)
+            else:
+                await self._loop.connect_accepted_socket(
+                    lambda: sniffer,
+                    sock,
+                    ssl=tls.context(),
+                    ssl_handshake_timeout=self.limits.handshake_timeout,
+                )
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError
             self._handshakes_failed += 1
-            plain.abort()
-        else:
-            if secure is not None:
-                sniffer.connection_made(secure)
-        finally:
-            door.passed()
+            sock.close()
+
+    def _exhausted(self, error: OSError) -> None:
+        """No descriptor for another connection."""
+        self.refused("descriptors")
+        self.failed("connections cannot be accepted", error)
 
     # What connections ask for.
 
@@ -242,7 +230,7 @@ class Server:
         """What the transport holds and has done."""
         totals = self.totals
         return Stats(
-            connections=len(self._connections),
+            connections=len(self._connections) + len(self._entering),
             connections_accepted=self._accepted,
             calls=sum(connection.calls for connection in self._connections),
             bytes_received=totals.bytes_received,
@@ -266,8 +254,11 @@ class Server:
         Whatever is not over after ``grace_seconds`` is cut off.
         """
         self._draining = True
-        for listener in self._listeners:
-            listener.close()
+        while self._listeners:
+            self._listeners.pop().close()
+        for task in self._entering:
+            task.cancel()
+        await asyncio.gather(*self._entering, return_exceptions=True)
         for connection in list(self._connections):
             connection.drain(code, message)
         if self._connections:
@@ -279,15 +270,10 @@ class Server:
 
     async def _cut_off(self) -> None:
         """Abort what is left, and wait until it is gone."""
-        for task in self._handshakes:
-            task.cancel()
-        await asyncio.gather(*self._handshakes, return_exceptions=True)
         for connection in list(self._connections):
             connection.abort()
         if self._connections:
             self._emptied = self._loop.create_future()
             await self._emptied
-        for listener in self._listeners:
-            await listener.wait_closed()
         if self._timer is not None:
             self._timer.cancel()

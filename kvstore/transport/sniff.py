@@ -26,18 +26,15 @@ class Sniffer(asyncio.Protocol):
         self._made_at = host.clock()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first bytes; those of a TLS connection may be there already."""
+        """Wait for the first bytes."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self._host.opened(self)
-        if self._seen:
-            self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
         """Decide, or wait for more."""
         seen = self._seen = self._seen + data
         transport = self._transport
-        if transport is None:
-            return
+        assert transport is not None
         peer = _peer(transport)
         if self._http1_only or not PREFACE.startswith(seen[: len(PREFACE)]):
             self._become(transport, Http1Connection(self._host, peer), seen)

@@ -66,7 +66,7 @@ async def serving(
     )
     sock = bound()
     port = sock.getsockname()[1]
-    await server.listen(sock, tls=tls, http1_only=http1_only)
+    server.listen(sock, tls=tls, http1_only=http1_only)
     try:
         yield Running(server, service, port, failures)
     finally:
