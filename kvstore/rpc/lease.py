@@ -1,0 +1,177 @@
+"""etcdserverpb.Lease: LeaseGrant, LeaseRevoke, LeaseKeepAlive, LeaseTimeToLive, LeaseLeases.
+
+Everything here executes at the head, so that every answer, refusals included, is released when the
+changes it may rest on are durable. An encoded answer is the ready header (field 1) and the other
+fields behind it.
+"""
+
+from collections import deque
+
+from kvstore import errors
+from kvstore.commit import Refusal
+from kvstore.errors import StoreError, TooManyRequestsError
+from kvstore.kv import Header, varint
+from kvstore.lease import HOME_ONLY, Lessor
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.rpc import decode
+from kvstore.store import Store
+from kvstore.transport.api import Call, Method, StatusError, Stream, StreamSink
+
+_SERVICE = b"/etcdserverpb.Lease/"
+
+KEEP_ALIVES_WAITING_MAX = 1_000
+"""Keep-alives of one stream that wait for the one before; above: the stream ends with
+ResourceExhausted, too many requests."""
+_OUTBOX_BYTES_MAX = 64 * 1024
+"""Answers that a client has not read; above: its keep-alives wait."""
+
+
+class LeaseService:
+    """The handlers of etcdserverpb.Lease over ``lessor``."""
+
+    def __init__(self, store: Store, lessor: Lessor, header: Header) -> None:
+        self._store = store
+        self._commits = store.commits
+        self._lessor = lessor
+        self._header = header
+
+    def methods(self) -> list[Method]:
+        """The service's table for the transport."""
+        return [
+            Method.unary(_SERVICE + b"LeaseGrant", self.grant),
+            Method.unary(_SERVICE + b"LeaseRevoke", self.revoke),
+            Method.bidi_stream(_SERVICE + b"LeaseKeepAlive", self.keep_alives),
+            Method.unary(_SERVICE + b"LeaseTimeToLive", self.time_to_live),
+            Method.unary(_SERVICE + b"LeaseLeases", self.leases),
+        ]
+
+    def grant(self, payload: bytes, call: Call) -> None:
+        """Lease.LeaseGrant."""
+        request = decode.parse(pb.LeaseGrantRequest.FromString, payload)
+        try:
+            lease_id, ttl = self._lessor.grant(request.ID, request.TTL)
+        except StoreError as error:
+            self._commits.release(HOME_ONLY, Refusal(call, error), b"")
+            return
+        body = self._head() + b"\x10" + varint(lease_id) + b"\x18" + varint(ttl)
+        self._commits.release(HOME_ONLY, call, body)
+
+    def revoke(self, payload: bytes, call: Call) -> None:
+        """Lease.LeaseRevoke: the header is the deletion's, if there was one."""
+        lease_id = decode.parse(pb.LeaseRevokeRequest.FromString, payload).ID
+        try:
+            revision = self._lessor.revoke(lease_id)
+        except StoreError as error:
+            self._lessor.after_revoke(lease_id, Refusal(call, error), b"")
+            return
+        body = self._header.at(revision) if revision else self._head()
+        self._lessor.after_revoke(lease_id, call, body)
+
+    def time_to_live(self, payload: bytes, call: Call) -> None:
+        """Lease.LeaseTimeToLive: an unknown lease is TTL -1 and no error."""
+        request = decode.parse(pb.LeaseTimeToLiveRequest.FromString, payload)
+        found = self._lessor.time_to_live(request.ID, keys=request.keys)
+        answer = pb.LeaseTimeToLiveResponse(ID=request.ID, TTL=-1)
+        shards: tuple[int, ...] = HOME_ONLY
+        if found is not None:
+            answer.TTL, answer.grantedTTL = found.left, found.granted
+            answer.keys.extend(found.keys)
+            shards = found.shards
+        body = self._header.at(self._store.head_of(shards)) + answer.SerializeToString()
+        self._commits.release(shards, call, body)
+
+    def leases(self, payload: bytes, call: Call) -> None:
+        """Lease.LeaseLeases."""
+        decode.parse(pb.LeaseLeasesRequest.FromString, payload)
+        answer = pb.LeaseLeasesResponse(
+            leases=[pb.LeaseStatus(ID=lease_id) for lease_id in self._lessor.leases()]
+        )
+        self._commits.release(HOME_ONLY, call, self._head() + answer.SerializeToString())
+
+    def keep_alives(self, stream: Stream) -> StreamSink:
+        """Lease.LeaseKeepAlive."""
+        return _KeepAlives(self, stream)
+
+    def renew(self, lease_id: int, waiting: "_KeepAlives") -> None:
+        """Renew a lease, then answer ``waiting``; an expired one is answered when it is gone.
+
+        The header is taken first (etcd: it must not be later than the moment the lease was alive).
+        Raises StoreError.
+        """
+        head = self._head()
+        ttl = self._lessor.keep_alive(lease_id)
+        body = head + pb.LeaseKeepAliveResponse(ID=lease_id, TTL=ttl or 0).SerializeToString()
+        if ttl is None:
+            self._lessor.after_revoke(lease_id, waiting, body)
+        else:
+            self._commits.release(HOME_ONLY, waiting, body)
+
+    def _head(self) -> bytes:
+        """The header of an answer that changed nothing itself."""
+        return self._header.at(self._store.head_of(HOME_ONLY))
+
+
+class _KeepAlives:
+    """One LeaseKeepAlive stream: one renewal after the other, as in etcd; answers are in order."""
+
+    def __init__(self, service: LeaseService, stream: Stream) -> None:
+        self._service = service
+        self._stream = stream
+        self._waiting: deque[int] = deque()
+        self._renewing = False
+        self._stepping = False
+        self._half_closed = False
+
+    # -- from the transport ------------------------------------------------------------------------
+
+    def message(self, message: bytes, /) -> None:
+        """One more lease to renew."""
+        lease_id = decode.parse(pb.LeaseKeepAliveRequest.FromString, message).ID
+        if len(self._waiting) >= KEEP_ALIVES_WAITING_MAX:
+            raise StatusError(errors.RESOURCE_EXHAUSTED, TooManyRequestsError.text)
+        self._waiting.append(lease_id)
+        self._step()
+
+    def half_closed(self) -> None:
+        """The stream ends well once everything asked is answered."""
+        self._half_closed = True
+        self._step()
+
+    def writable(self) -> None:
+        """The client has read on."""
+        self._step()
+
+    def closed(self) -> None:
+        """Nobody waits any more."""
+        self._waiting.clear()
+
+    # -- from the commits --------------------------------------------------------------------------
+
+    def reply(self, message: bytes) -> None:
+        """The renewal under way may be answered."""
+        self._stream.send([message], len(message))
+        self._renewing = False
+        self._step()
+
+    def fail(self, code: int, message: str) -> None:
+        """It cannot be: the client must not believe that its lease lives on."""
+        self._waiting.clear()
+        self._stream.finish(code, message)
+
+    def _step(self) -> None:
+        """Renew the next ones for as long as nothing must be waited for."""
+        if self._stepping:
+            return  # called back from inside the loop below, which goes on by itself
+        self._stepping = True
+        while self._waiting and not self._renewing and self._has_room():
+            self._renewing = True
+            try:
+                self._service.renew(self._waiting.popleft(), self)
+            except StoreError as error:
+                self.fail(error.code, error.text)
+        self._stepping = False
+        if self._half_closed and not self._renewing and not self._waiting:
+            self._stream.finish()
+
+    def _has_room(self) -> bool:
+        return self._stream.outbox_bytes < _OUTBOX_BYTES_MAX
