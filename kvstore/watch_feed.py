@@ -168,16 +168,17 @@ class Feed:
         """Send to each watcher whose client keeps up; returns the others."""
         blocked = []
         outbox_bytes_max = self._config.outbox_bytes_max
-        sized = [(piece, len(head) + len(piece)) for piece in body.pieces]
+        *more, last = body.pieces
+        size = len(head) + len(last)
         for watcher in like:
-            outbox = watcher.outbox
+            outbox, id_field = watcher.outbox, watcher.id_field
             if outbox.outbox_bytes > outbox_bytes_max:
                 blocked.append(watcher)
                 continue
+            for piece in more:
+                outbox.send((head, id_field, piece), len(head) + len(id_field) + len(piece))
+            outbox.send((head, id_field, last), size + len(id_field))
             watcher.quiet = False
-            id_field = watcher.id_field
-            for piece, size in sized:
-                outbox.send((head, id_field, piece), size + len(id_field))
         self.shown = body.last
         return blocked
 

@@ -104,6 +104,9 @@ def bodies(events: Sequence[Event], response_bytes: int, fragment_bytes: int) ->
 
     With ``fragment_bytes`` (0: none), a body that reaches that consists of several pieces.
     """
+    if len(events) == 1:
+        revision, encoded = events[0]
+        return [Body(revision, revision, (encoded,), 1)]
     cut: list[Body] = []
     start = size = 0
     for i, (revision, encoded) in enumerate(events):

@@ -85,6 +85,12 @@ class WatchMachine(RuleBasedStateMachine):
         """One function that waits for a turn of the loop."""
         self.world.turns.run_next()
 
+    @precondition(lambda self: self.world.commits.idle())
+    @rule()
+    def forget_values(self) -> None:
+        """Memory is short: values are in storage only."""
+        self.world.forget_values()
+
     @rule()
     def settle(self) -> None:
         """A quiet moment."""

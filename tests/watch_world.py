@@ -325,6 +325,13 @@ class World:
         self.clients.append(Client(self))
         return self.clients[-1]
 
+    def forget_values(self) -> None:
+        """Once all is durable: values are in storage only."""
+        assert self.commits.idle()
+        self.store.index.evict(0, self.store.revision)
+        self.store._recent.clear()
+        self.store._recent_bytes = 0
+
     def settle(self) -> None:
         """Let commits, reads and turns run until nothing waits."""
         while self.turns.waiting or any(disk.waiting for disk in self.disks):
