@@ -144,6 +144,12 @@ class Peer:
                 self.send(PingFrame(0, frame.opaque_data, flags=["ACK"]))
         return frame
 
+    async def read_all(self) -> None:
+        """Read to the end of the connection."""
+        with suppress(ClosedError):
+            while True:
+                await self.read()
+
     async def until(self, wanted: Callable[[Frame], bool]) -> Frame:
         """Read until a frame is as wanted."""
         while True:

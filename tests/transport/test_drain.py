@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, SettingsFrame
 
-from tests.transport.peer import ClosedError, Peer, connected
+from tests.transport.peer import Peer, connected
 from tests.transport.running import Running, eventually, serving
 from tests.transport.service import PATH
 
@@ -23,19 +23,12 @@ async def begin(running: Running, grace: float = 10.0) -> asyncio.Task[None]:
     return asyncio.create_task(running.server.drain(grace, message="etcdserver: server stopped"))
 
 
-async def read_all(peer: Peer) -> None:
-    """Read to the end of the connection."""
-    with suppress(ClosedError):
-        while True:
-            await peer.read()
-
-
 async def test_idle_connections_are_sent_away() -> None:
     """A connection without calls is told twice and closed without delay."""
     async with serving() as running, connected(running.port) as peer:
         await peer.call(PATH + "Echo", b"x")
         draining = await begin(running)
-        await read_all(peer)
+        await peer.read_all()
         await draining
         assert goaways(peer) == [(2**31 - 1, NO_ERROR), (1, NO_ERROR)]
 
@@ -51,7 +44,7 @@ async def test_unary_calls_finish() -> None:
         assert (await peer.call(PATH + "Echo", b"crossed")).messages == [b"crossed"]
         running.service.parked[0].reply(b"done")
         assert (await peer.answer(first)).messages == [b"done"]
-        await read_all(peer)  # a second without an answer to the ping
+        await peer.read_all()  # a second without an answer to the ping
         await draining
         assert goaways(peer) == [(2**31 - 1, NO_ERROR), (3, NO_ERROR)]
 
@@ -65,7 +58,7 @@ async def test_calls_after_the_second_goaway_are_refused() -> None:
         await peer.until(lambda f: isinstance(f, GoAwayFrame) and f.last_stream_id == 1)
         assert (await peer.call(PATH + "Echo", b"x")).reset == REFUSED_STREAM
         running.service.parked[0].reply(b"done")
-        await read_all(peer)
+        await peer.read_all()
         await draining
 
 
@@ -84,7 +77,7 @@ async def test_streams_end_with_the_status() -> None:
         )
         late = await peer.answer(peer.start(PATH + "Tap"))
         assert late.status == (UNAVAILABLE, "etcdserver: server stopped")
-        await read_all(peer)
+        await peer.read_all()
         await draining
         assert [tap.events for tap in running.service.taps] == [["closed"], ["closed"]]
 
@@ -128,7 +121,7 @@ async def test_answers_in_the_socket_are_delivered() -> None:
         sid = peer.start(PATH + "Size", b"60000")
         await peer.until(lambda f: isinstance(f, HeadersFrame))
         draining = await begin(running)
-        await read_all(peer)
+        await peer.read_all()
         await draining
         data = b"".join(f.data for f in peer.seen if isinstance(f, DataFrame))
         assert (len(data), peer.seen[-1].stream_id in {0, sid}) == (60_005, True)

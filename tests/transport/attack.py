@@ -1,0 +1,174 @@
+"""What attacks have in common: a server of their own, and a calm client that must not notice."""
+
+import asyncio
+import json
+import ssl
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from hyperframe.frame import GoAwayFrame
+
+from tests.transport.peer import PATIENCE, ClosedError, Peer, connected
+from tests.transport.service import PATH
+
+ROOT = Path(__file__).parents[2]
+CALM_P99 = 0.5
+"""Seconds; what a calm client waits at most while another attacks."""
+RSS_GROWTH_MAX = 64 << 20
+"""Bytes of memory that may stay after an attack: the allocator keeps some."""
+
+
+class Stats(TypedDict):
+    """What a server holds and has counted, as JSON has it."""
+
+    connections: int
+    connections_accepted: int
+    calls: int
+    request_bytes: int
+    output_bytes: int
+    handshakes_failed: int
+    refusals: dict[str, int]
+    objects: dict[str, int]
+    rss: int
+    cancelled: int
+
+
+@dataclass
+class Target:
+    """A server under attack."""
+
+    port: int
+    tls: ssl.SSLContext | None = None
+
+    async def stats(self) -> Stats:
+        """What the server holds and has counted."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
+        writer.write(b"GET /stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        writer.close()
+        found: Stats = json.loads(answer.partition(b"\r\n\r\n")[2])
+        return found
+
+    async def until(self, wanted: Callable[[Stats], bool]) -> Stats:
+        """Ask for the statistics until they are as wanted."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(json.JSONDecodeError):  # refused: too many connections
+                    found = await self.stats()
+                    if wanted(found):
+                        return found
+                await asyncio.sleep(0.05)
+
+    @asynccontextmanager
+    async def peer(
+        self, *, settings: dict[int, int] | None = None, greet: bool = True
+    ) -> AsyncIterator[Peer]:
+        """A connection to attack with."""
+        async with connected(self.port, settings=settings, greet=greet, tls=self.tls) as peer:
+            yield peer
+
+
+@asynccontextmanager
+async def target(
+    *,
+    certificate: tuple[Path, Path] | None = None,
+    tls: ssl.SSLContext | None = None,
+    **limits: float,
+) -> AsyncIterator[Target]:
+    """A server in its own process, with a calm client that is served well all the time.
+
+    When it ends, everything that the attack took must have been given back.
+    """
+    options: dict[str, object] = {"limits": limits}
+    if certificate is not None:
+        options |= {"certificate": str(certificate[0]), "key": str(certificate[1])}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.transport.serve", json.dumps(options)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        under_attack = Target(int(await process.stdout.readline()), tls)
+        async with under_attack.peer() as calm:
+            await calm.call(PATH + "Echo", b"warm")
+            before = await under_attack.stats()
+            async with _served_well(calm):
+                yield under_attack
+            await _given_back(under_attack, before)
+    finally:
+        process.stdin.close()
+        async with asyncio.timeout(PATIENCE):
+            assert await process.wait() == 0
+
+
+@asynccontextmanager
+async def _served_well(calm: Peer) -> AsyncIterator[None]:
+    """Call all the time, and look at the times afterwards."""
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+    over = False
+
+    async def call() -> None:
+        while not over:
+            begin = loop.time()
+            assert (await calm.call(PATH + "Echo", b"calm")).messages == [b"calm"]
+            calm.seen.clear()
+            times.append(loop.time() - begin)
+            await asyncio.sleep(0.005)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(call())
+        try:
+            yield
+        finally:
+            over = True
+    times.sort()
+    assert times[int(len(times) * 0.99)] < CALM_P99, times[-5:]
+
+
+async def _given_back(under_attack: Target, before: Stats) -> None:
+    """Nothing of the attack is left: no stream, no task, no bytes, little memory."""
+
+    def clean(now: Stats) -> bool:
+        return (
+            now["connections"] == before["connections"]
+            and now["objects"] == before["objects"]
+            and now["calls"] == now["request_bytes"] == now["output_bytes"] == 0
+        )
+
+    try:
+        after = await under_attack.until(clean)
+    except TimeoutError:
+        raise AssertionError((await under_attack.stats(), before)) from None
+    assert after["rss"] - before["rss"] < RSS_GROWTH_MAX
+
+
+async def sent_away(peer: Peer, attack: Callable[[], Awaitable[None]]) -> tuple[int, str]:
+    """Attack until the server says GOAWAY or closes; code and reason."""
+
+    async def forever() -> None:
+        while True:
+            await attack()
+            await peer.writer.drain()
+            await asyncio.sleep(0)
+
+    attacking = asyncio.ensure_future(forever())
+    try:
+        while True:
+            frame = await peer.read()
+            peer.seen.clear()
+            if isinstance(frame, GoAwayFrame):
+                return frame.error_code, frame.additional_data.decode()
+    except ClosedError:
+        return -1, "closed without a word"
+    finally:
+        attacking.cancel()
+        await asyncio.gather(attacking, return_exceptions=True)
