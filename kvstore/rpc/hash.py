@@ -3,8 +3,8 @@
 It is etcd's own (``server/storage/mvcc/hash.go`` of 3.6), so a copy of etcd's history, revision by
 revision, hashes to the same number: crc32c over ``key``, then for each change in revision order its
 key in etcd's store (``revision_sub``, 8 bytes big-endian each, ``t`` behind a tombstone) and its
-KeyValue. Of the changes up to the last compaction only those count that a read at its revision
-still sees, however far the removal of the others has come.
+KeyValue. Of the changes up to the last compaction only those count that a read at the revision
+asked for sees, however far the removal of the others has come.
 
 Rows are read in chunks that end after some bytes, so other requests go on meanwhile; the rows up to
 the revision do not change. A compaction meanwhile changes what counts: then it starts again.
@@ -95,7 +95,7 @@ class KeyValueHash:
     def _begin(self) -> None:
         store = self._store
         self._compacted = store.compact_revision
-        born_since = store.history.births(b"", b"\0", self._compacted)
+        born_since = store.history.births(b"", b"\0", self._revision)
         self._some_live = store.index.live > born_since
         self._crc = google_crc32c.value(_BUCKET)
         self._shard = 0
@@ -135,17 +135,15 @@ class KeyValueHash:
         self._rows_next = max(1, min(CHUNK_ROWS_MAX, CHUNK_BYTES // average))
 
     def _counts(self, row: Row) -> bool:
-        """Changes after the last compaction, and those that a read at its revision sees.
+        """Changes after the last compaction, and those before it that a read sees.
 
-        When such a read sees nothing at all, etcd counts whatever it keeps, which is tombstones at
-        that very revision.
+        When a read sees nothing at all, etcd counts what a read at the compaction sees.
         """
         mod, sub, key = row[:3]
         if mod > self._compacted:
             return True
-        if not self._some_live:
-            return mod == self._compacted and row[4] == 0
-        seen = self._store.index.at(key, self._compacted)
+        at = self._revision if self._some_live else self._compacted
+        seen = self._store.index.at(key, at)
         return seen is not None and seen[:2] == (mod, sub)
 
     def _start_again(self) -> None:
