@@ -76,8 +76,8 @@ class Blocks:
         self._parts = []
         return block
 
-    def request(self, block: bytes) -> tuple[Head, float | None]:
-        """What a request's block says, with its timeout in seconds.
+    def request(self, block: bytes) -> tuple[Head, bytes | None]:
+        """What a request's block says, with the literal of its timeout.
 
         Raises ``ConnectionFault`` if it cannot be read, ``StreamFault`` if it breaks the rules.
         """

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from kvstore.transport import frames, grpc
 from kvstore.transport.api import CallObserver, StreamSink
-from kvstore.transport.headers import Head
+from kvstore.transport.headers import Head, seconds_of
 from kvstore.transport.inbox import Inbox
 from kvstore.transport.output import Outbox, Output, response_headers
 
@@ -47,6 +47,12 @@ class Carrier(Protocol):
         """Call what a handler has given us, whatever it raises."""
 
 
+def _deadline(now: float, timeout: bytes) -> float | None:
+    """When a call that came at ``now`` with the literal ``timeout`` is over."""
+    seconds = seconds_of(timeout)
+    return None if seconds is None else now + seconds
+
+
 class Transfer:
     """What a unary call has more of when its request or its answer takes more than one frame."""
 
@@ -69,8 +75,9 @@ class UnaryCall:
 
     __slots__ = (
         "_connection",
+        "_deadline",
+        "_timeout",
         "cancelled",
-        "deadline",
         "head",
         "on_cancel",
         "sid",
@@ -78,16 +85,25 @@ class UnaryCall:
         "transfer",
     )
 
-    def __init__(self, connection: Carrier, sid: int, head: Head, deadline: float | None) -> None:
+    def __init__(self, connection: Carrier, sid: int, head: Head, timeout: bytes | None) -> None:
         self._connection = connection
+        self._timeout = timeout
+        self._deadline: float | None = None
         self.sid = sid
         self.head = head
-        self.deadline = deadline
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None
         self.started = connection.now
         self.transfer: Transfer | None = None
         """None while the request was one whole message and the answer is not sent."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client gives up, worked out when first asked for."""
+        if self._timeout is not None:
+            self._deadline = _deadline(self.started, self._timeout)
+            self._timeout = None
+        return self._deadline
 
     @property
     def peer(self) -> str:
@@ -105,7 +121,8 @@ class UnaryCall:
         self.cancelled = True
         connection = self._connection
         output = connection.output
-        if self.half_closed and output.answer(self.sid, message):
+        transfer = self.transfer
+        if (transfer is None or transfer.half_closed) and output.answer(self.sid, message):
             connection.open.pop(self.sid, None)
             if not output.dirty:
                 output.schedule()
@@ -224,11 +241,11 @@ class StreamCall:
         "started",
     )
 
-    def __init__(self, connection: Carrier, sid: int, head: Head, deadline: float | None) -> None:
+    def __init__(self, connection: Carrier, sid: int, head: Head, timeout: bytes | None) -> None:
         self._connection = connection
         self.sid = sid
         self.head = head
-        self.deadline = deadline
+        self.deadline = None if timeout is None else _deadline(connection.now, timeout)
         self.cancelled = False
         self.half_closed = False
         self.started = connection.now

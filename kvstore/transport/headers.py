@@ -10,8 +10,10 @@ Templates belong to one connection, are few and small, and the last used is trie
 
 A block without ``grpc-timeout`` has itself as prefix and an empty suffix, and is compared whole.
 
-The values of ``grpc-timeout`` are remembered for all connections by their coded literal: a client
-with deadlines of some seconds sends at most a few thousand different ones.
+A timeout stays the literal that it came as until somebody asks for the deadline: a call that is
+answered at once never has one, and clients with deadlines of seconds send a different value nearly
+every time. A literal found by a template has the right length, and nothing else depends on it; if
+it turns out to be no timeout, the call has none (in a block that is decoded, it is refused).
 
 Rules for fields: RFC 9113 section 8; refusals are those of grpc-go's ``http2_server.go``.
 """
@@ -19,7 +21,7 @@ Rules for fields: RFC 9113 section 8; refusals are those of grpc-go's ``http2_se
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kvstore.transport import fields, grpc
+from kvstore.transport import fields, grpc, huffman
 from kvstore.transport.api import Kind, Method, StreamHandler, UnaryHandler
 
 _TIMEOUT = b"grpc-timeout"
@@ -31,11 +33,8 @@ _RESERVED = frozenset((b"te", b"content-type", b"grpc-encoding", b"grpc-timeout"
 _NAME_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 _NOT_IN_VALUES = (0, 10, 13)
 
-_TIMEOUTS_MAX = 8192
-_timeouts: dict[bytes, float] = {}
-"""Seconds by the coded literal of a ``grpc-timeout``, positive ones only; emptied when full."""
-
-timeout_of = _timeouts.get
+_LITERAL_BYTES_MAX = 12
+"""A timeout is up to nine bytes, no more when coded; and a byte for its length."""
 
 
 class MalformedError(ValueError):
@@ -116,21 +115,13 @@ def _route(method: Method) -> Route:
     return Route(method.path, method.kind, None, method.handler)  # type: ignore[arg-type]
 
 
-def read_timeout(literal: bytes) -> float:
-    """Seconds of a ``grpc-timeout`` by its coded literal; raises ``ValueError``."""
-    seconds = _timeouts.get(literal)
-    if seconds is not None:
-        return seconds
+def seconds_of(literal: bytes) -> float | None:
+    """Seconds of a ``grpc-timeout`` by its coded literal; None if it is none."""
     try:
-        pairs, _ = fields.decode(b"\x00\x01x" + literal, count_max=1, bytes_max=1024)
-    except fields.FieldsTooLargeError as error:
-        raise ValueError("transport: timeout string is too long") from error
-    seconds = grpc.parse_timeout(pairs[0][1])
-    if seconds > 0:
-        if len(_timeouts) >= _TIMEOUTS_MAX:
-            _timeouts.clear()
-        _timeouts[literal] = seconds
-    return seconds
+        raw = huffman.decode(literal[1:]) if literal[0] & 0x80 else literal[1:]
+        return grpc.parse_timeout(raw)
+    except ValueError:
+        return None
 
 
 def check(pairs: list[fields.Field]) -> dict[bytes, bytes]:
@@ -170,8 +161,8 @@ def _content_type_ok(value: bytes) -> bool:
     return value[:16] == b"application/grpc" and value[16:17] in (b"", b"+", b";")
 
 
-def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, float | None]:
-    """A request's headers and its timeout in seconds; raises ``MalformedError``."""
+def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, bytes | None]:
+    """A request's headers and the literal of its timeout; raises ``MalformedError``."""
     found = check(pairs)
     timeout: float | None = None
     refusal: Refusal | None = None
@@ -197,7 +188,10 @@ def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, float |
     route = routes.by_path.get(found[b":path"], NOWHERE)
     if refusal is None and route is NOWHERE:
         refusal = routes.refusal(found[b":path"])
-    return Head(refusal, route, metadata, timed=raw_timeout is not None), timeout
+    head = Head(refusal, route, metadata, timed=raw_timeout is not None)
+    if raw_timeout is None or refusal is not None:
+        return head, None
+    return head, fields.encode_integer(len(raw_timeout), 7) + raw_timeout
 
 
 def _refuse_protocol(found: Mapping[bytes, bytes]) -> Refusal | None:
@@ -231,8 +225,8 @@ def _refuse_call(found: Mapping[bytes, bytes], timeout: float | None) -> Refusal
     return None
 
 
-Template = tuple[bytes, bytes, int, int, Head]
-"""Prefix, suffix, length of the prefix, index of the suffix from the end (None if empty)."""
+Template = tuple[bytes, bytes | None, int, int, Head]
+"""Prefix, suffix (None without a timeout), their lengths, and what the block says."""
 
 
 class Templates:
@@ -244,38 +238,38 @@ class Templates:
         self._count_max = count_max
         self._bytes_max = bytes_max
         self.known: list[Template] = []
-        """The last used is the first; read by the connection's fast path."""
+        """The last used is the first."""
 
-    def find(self, block: bytes) -> tuple[Head, float | None] | None:
-        """Headers and timeout of a known block, or None; moves its template to the front."""
-        for i, (before, after, start, tail, head) in enumerate(self.known):
-            if not head.timed:
-                if block != before:
-                    continue
-                timeout = None
-            else:
-                if not block.startswith(before) or not block.endswith(after):
+    def find(self, block: bytes) -> tuple[Head, bytes | None] | None:
+        """Headers and timeout's literal of a known block, or None."""
+        for template in self.known:
+            before, after, start, tail, head = template
+            if not block.startswith(before):
+                continue
+            literal = None
+            if after is not None:
+                if not block.endswith(after):
                     continue
                 literal = block[start : len(block) - tail]
-                if not literal or len(literal) != (literal[0] & 127) + 1:
+                size = len(literal)
+                if not 1 < size <= _LITERAL_BYTES_MAX or size != (literal[0] & 127) + 1:
                     continue
-                timeout = timeout_of(literal)
-                if timeout is None:
-                    try:
-                        timeout = read_timeout(literal)
-                    except ValueError:
-                        return None
-                    if timeout <= 0:
-                        return None
-            if i:
-                self.known.insert(0, self.known.pop(i))
-            return head, timeout
+            elif len(block) != start:
+                continue
+            if template is not self.known[0]:
+                self.known.remove(template)
+                self.known.insert(0, template)
+            return head, literal
         return None
 
     def learn(self, block: bytes, span: tuple[int, int] | None, head: Head) -> None:
         """Remember a block that was read and not refused; ``span`` is that of its timeout."""
         if len(block) > self._bytes_max or head.timed != (span is not None):
             return
-        start, end = span or (len(block), len(block))
-        self.known.insert(0, (block[:start], block[end:], start, len(block) - end, head))
+        if span is None:
+            template: Template = (block, None, len(block), 0, head)
+        else:
+            start, end = span
+            template = (block[:start], block[end:], start, len(block) - end, head)
+        self.known.insert(0, template)
         del self.known[self._count_max :]

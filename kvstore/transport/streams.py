@@ -165,7 +165,7 @@ class Streams:
             return 0
         self.last_sid = sid
         self.unreturned += size + 5
-        call = UnaryCall(self, sid, head, None if timeout is None else self.now + timeout)
+        call = UnaryCall(self, sid, head, timeout)
         self._serve(call, data[begin:finish])
         return finish
 
@@ -306,15 +306,14 @@ class Streams:
             if self.observer is not None:
                 self.observer(head.route.path, refusal.code, 0.0)
             return
-        deadline = None if timeout is None else self.now + timeout
         if head.route.unary is not None:
-            call = UnaryCall(self, sid, head, deadline)
+            call = UnaryCall(self, sid, head, timeout)
             call.transfer = Transfer(self.new_inbox(), half_closed=False)
             self.open[sid] = call
             if ended:
                 self._half_close(call)
         else:
-            self._open_stream(StreamCall(self, sid, head, deadline), ended=ended)
+            self._open_stream(StreamCall(self, sid, head, timeout), ended=ended)
 
     def _open_stream(self, call: StreamCall, *, ended: bool) -> None:
         route = call.head.route
