@@ -9,7 +9,7 @@ A lease is in one of three states:
   It can be seen, renewed and revoked (those answers wait for the same commit), but a put may not
   attach to it: on another shard the key could become durable before the lease.
 - REVOKING lasts one call when all attached keys are on the home shard: the keys' tombstones and the
-  deletion of the row travel in one batch. Keys on other shards go first and the row follows once
+  deletion of the row are in one batch. Keys on other shards go first and the row follows once
   they are durably gone; a crash between the two leaves a lease without keys, which expires again.
   Nothing attaches to a REVOKING lease.
 
@@ -230,10 +230,12 @@ class Lessor:
         have moved on while it does not return 0.
         """
         for lease_id in sorted(self._orphans):
+            keys = sorted(self._orphans[lease_id])
             try:
-                self._delete_keys(sorted(self._orphans[lease_id]))
+                self._check_room(self._shards(keys))
             except StoreError:
                 break
+            self._delete_keys(keys)
             del self._orphans[lease_id]
         return len(self._orphans)
 
@@ -408,16 +410,18 @@ class Lessor:
     # -- revoking ----------------------------------------------------------------------------------
 
     def _revoke(self, lease_id: int, lease: _Lease) -> int:
-        """Delete the keys, then the row: at once, or when the keys are durably gone."""
+        """Delete keys and row: at once, or the row when keys on other shards are durably gone."""
         keys = sorted(lease.keys) if lease.keys else []
         shards = self._shards(keys)
-        revision = self._delete_keys(keys)
+        self._check_room(shards)
         lease.state = _REVOKING
         self._agenda.remove(lease_id, lease.slot)
         if shards == HOME_ONLY:
+            # The row goes first: a batch may close behind the keys, and one batch takes both.
             self.end_revoke(lease_id)
-        else:
-            self._commits.release(shards, _WhenKeysGone(self, lease_id, shards), b"")
+            return self._delete_keys(keys)
+        revision = self._delete_keys(keys)
+        self._commits.release(shards, _WhenKeysGone(self, lease_id, shards), b"")
         return revision
 
     def end_revoke(self, lease_id: int) -> None:
@@ -428,17 +432,20 @@ class Lessor:
             self._commits.release(HOME_ONLY, answer, body)
 
     def _delete_keys(self, keys: list[bytes]) -> int:
-        """Delete ``keys``; the revision, 0 when none was live. Raises before anything is changed.
+        """Delete ``keys``, for which there is room; the last revision, 0 when none was live.
 
         Keys of one shard die in one revision, as in etcd; a lease over several shards takes one
         revision per shard.
         """
-        by_shard: dict[int, list[bytes]] = {HOME: []}
+        by_shard: dict[int, list[bytes]] = {}
         for key in keys:
             by_shard.setdefault(self._store.shards_of(key, None)[0], []).append(key)
-        for shard in by_shard:
+        return max((self._store.delete_keys(group) for group in by_shard.values()), default=0)
+
+    def _check_room(self, shards: tuple[int, ...]) -> None:
+        """Raise what ``check_room`` raises for the first shard that refuses writes."""
+        for shard in shards:
             self._commits.check_room(shard)
-        return max(self._store.delete_keys(group) if group else 0 for group in by_shard.values())
 
     def _shards(self, keys: list[bytes]) -> tuple[int, ...]:
         """Home and the shards of ``keys``."""
