@@ -91,7 +91,7 @@ class Blocks:
             return Head(TOO_LARGE), None
         except MalformedError as error:
             raise StreamFault(frames.PROTOCOL_ERROR, str(error)) from error
-        if self._hpack is None and head.refusal is None:
+        if self._hpack is None and head.refusal is None and head.content_length is None:
             self.templates.learn(block, span, head)
         return head, timeout
 

@@ -56,7 +56,7 @@ def _deadline(now: float, timeout: bytes) -> float | None:
 class Transfer:
     """What a unary call has more of when its request or its answer takes more than one frame."""
 
-    __slots__ = ("credit", "half_closed", "inbox", "message", "outbox", "received")
+    __slots__ = ("credit", "half_closed", "inbox", "message", "outbox", "received", "total")
 
     def __init__(self, inbox: Inbox, *, half_closed: bool) -> None:
         self.inbox = inbox
@@ -65,6 +65,8 @@ class Transfer:
         """The request, once it is whole."""
         self.received = 0
         """Bytes of the stream's window that the peer has used and was not given back."""
+        self.total = 0
+        """Bytes of DATA, padding not counted."""
         self.credit = 0
         """What the peer granted before there was an outbox."""
         self.outbox: Outbox | None = None
@@ -239,6 +241,7 @@ class StreamCall:
         "sid",
         "sink",
         "started",
+        "total",
     )
 
     def __init__(self, connection: Carrier, sid: int, head: Head, timeout: bytes | None) -> None:
@@ -254,6 +257,8 @@ class StreamCall:
         self.sink: StreamSink | None = None
         self.received = 0
         """Bytes of the peer's window that it was not given back."""
+        self.total = 0
+        """Bytes of DATA, padding not counted."""
         self._begun = False
         self._finishing = False
 

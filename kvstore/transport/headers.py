@@ -37,6 +37,10 @@ _LITERAL_BYTES_MAX = 12
 """A timeout is up to nine bytes, no more when coded; and a byte for its length."""
 
 
+_LENGTH_DIGITS_MAX = 19
+"""No message is as long as a number of more digits says."""
+
+
 class MalformedError(ValueError):
     """A request that breaks HTTP/2's rules: its stream is reset with PROTOCOL_ERROR."""
 
@@ -76,6 +80,8 @@ class Head:
     metadata: Mapping[bytes, bytes] = field(default_factory=dict)
     timed: bool = False
     """The block has a ``grpc-timeout``."""
+    content_length: int | None = None
+    """What all DATA must add up to (RFC 9113 section 8.1.1); gRPC's clients do not send it."""
 
 
 TOO_LARGE = Refusal(grpc.RESOURCE_EXHAUSTED, "grpc: header list larger than max", 431)
@@ -164,6 +170,9 @@ def _content_type_ok(value: bytes) -> bool:
 def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, bytes | None]:
     """A request's headers and the literal of its timeout; raises ``MalformedError``."""
     found = check(pairs)
+    length = found.get(b"content-length")
+    if length is not None and not (length.isdigit() and len(length) < _LENGTH_DIGITS_MAX):
+        raise MalformedError("content-length")
     timeout: float | None = None
     refusal: Refusal | None = None
     raw_timeout = found.get(_TIMEOUT)
@@ -188,7 +197,13 @@ def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, bytes |
     route = routes.by_path.get(found[b":path"], NOWHERE)
     if refusal is None and route is NOWHERE:
         refusal = routes.refusal(found[b":path"])
-    head = Head(refusal, route, metadata, timed=raw_timeout is not None)
+    head = Head(
+        refusal,
+        route,
+        metadata,
+        timed=raw_timeout is not None,
+        content_length=None if length is None else int(length),
+    )
     if raw_timeout is None or refusal is not None:
         return head, None
     return head, fields.encode_integer(len(raw_timeout), 7) + raw_timeout

@@ -190,13 +190,13 @@ class Streams:
     def data(self, flags: int, sid: int, payload: bytes) -> None:
         """DATA."""
         self.unreturned += len(payload)
+        data = frames.unpad(flags, payload)
         call = self.open.get(sid)
         if call is None:
             self._not_open(sid)
             return
         if call.half_closed:
             raise StreamFault(frames.STREAM_CLOSED, "DATA after the end")
-        data = frames.unpad(flags, payload)
         ended = flags & frames.END_STREAM
         completed = self._deliver(call, data, len(payload))
         if not ended and not completed and len(payload) < _SMALL_DATA_BYTES:
@@ -209,6 +209,7 @@ class Streams:
         side = call if isinstance(call, StreamCall) else call.transfer
         assert side is not None
         side.received += length
+        side.total += len(data)
         if side.received > self._limits.stream_window_bytes:
             raise StreamFault(frames.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
         if side.received * 2 >= self._limits.stream_window_bytes:
@@ -244,6 +245,11 @@ class Streams:
 
     def _half_close(self, call: AnyCall) -> None:
         """The client has sent END_STREAM."""
+        length = call.head.content_length
+        if length is not None:
+            side = call if isinstance(call, StreamCall) else call.transfer
+            if side is not None and side.total != length:
+                raise StreamFault(frames.PROTOCOL_ERROR, "content-length is not that of the DATA")
         if isinstance(call, StreamCall):
             call.half_closed = True
             if call.inbox.unfinished:

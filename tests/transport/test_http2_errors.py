@@ -40,6 +40,7 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE
         (raw(DATA, 1, 0, b"x"), PROTOCOL_ERROR),
         (raw(DATA, 1, 7, b"x"), PROTOCOL_ERROR),
         (raw(DATA, 0, 2, b"x"), PROTOCOL_ERROR),
+        (raw(DATA, 8, 1, b"\x05abc"), PROTOCOL_ERROR),
         (raw(HEADERS, 4, 0, b"\x82"), PROTOCOL_ERROR),
         (raw(HEADERS, 4, 2, b"\x82"), PROTOCOL_ERROR),
         (raw(HEADERS, 4 | 8, 7, b"\x05abc"), PROTOCOL_ERROR),
@@ -126,6 +127,25 @@ async def test_malformed_requests(fields: Fields) -> None:
         peer.send(peer.headers(1, fields, "END_STREAM"))
         assert (await peer.answer(1)).reset == PROTOCOL_ERROR
         assert (await peer.call(PATH + "Echo", b"next")).messages == [b"next"]
+
+
+@pytest.mark.parametrize(
+    ("length", "served"),
+    [("6", True), ("5", False), ("7", False), ("0", False), ("-6", False), ("6" * 5000, False)],
+)
+async def test_content_length(length: str, served: bool) -> None:  # noqa: FBT001
+    """A content-length must be that of all DATA together."""
+    fields = request_fields(PATH + "Echo", content_length=length)
+    async with serving() as running, connected(running.port) as peer:
+        for sid in (1, 3):
+            peer.send(
+                peer.headers(sid, fields),
+                DataFrame(sid, message(b"x")[:3]),
+                DataFrame(sid, message(b"x")[3:], flags=["END_STREAM", "PADDED"], pad_length=5),
+            )
+            answer = await peer.answer(sid)
+            assert answer.messages == ([b"x"] if served else [])
+            assert answer.reset == (None if served else PROTOCOL_ERROR)
 
 
 async def open_call(peer: Peer) -> int:
