@@ -230,7 +230,7 @@ class Lessor:
         have moved on while it does not return 0.
         """
         for lease_id in sorted(self._orphans):
-            keys = sorted(self._orphans[lease_id])
+            keys = list(self._orphans[lease_id])
             try:
                 self._check_room(self._shards(keys))
             except StoreError:
@@ -411,7 +411,7 @@ class Lessor:
 
     def _revoke(self, lease_id: int, lease: _Lease) -> int:
         """Delete keys and row: at once, or the row when keys on other shards are durably gone."""
-        keys = sorted(lease.keys) if lease.keys else []
+        keys = list(lease.keys or ())
         shards = self._shards(keys)
         self._check_room(shards)
         lease.state = _REVOKING

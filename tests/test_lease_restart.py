@@ -84,6 +84,27 @@ def test_a_renewal_survives_a_crash_once_answered(engine: Engine) -> None:
     assert engine.crash(seconds=5).left(1) == 1000
 
 
+def test_a_short_lease_writes_nothing_when_it_comes_up_early(engine: Engine) -> None:
+    """It was renewed since it was put down; its remainder is not worth a row."""
+    engine.granted(1, 10)
+    commits = engine.commits.queues[0].commits_total
+    for _ in range(5):
+        engine.pass_time(6)
+        engine.lessor.keep_alive(1)
+    assert engine.commits.queues[0].commits_total == commits
+
+
+def test_a_long_lease_with_all_its_time_left_writes_nothing(engine: Engine) -> None:
+    """Renewed just before its checkpoint: no remainder means all of the TTL."""
+    engine.granted(1, 1000)
+    commits = engine.commits.queues[0].commits_total
+    engine.clock.advance(300.5)
+    engine.lessor.keep_alive(1)
+    engine.lessor.tick()
+    engine.settle()
+    assert engine.commits.queues[0].commits_total == commits
+
+
 def test_renewals_write_at_most_two_rows_per_interval(engine: Engine) -> None:
     """A checkpoint and a clearing per interval, however often a lease is renewed."""
     engine.granted(1, 1000)
@@ -159,6 +180,21 @@ def test_nothing_is_granted_revoked_or_cleared_on_a_shard_that_is_out(engine: En
     assert (engine.left(1), engine.live(), len(engine.lessor)) == (before, [b"a"], 1)
 
 
+def test_keys_that_fill_a_batch_do_not_leave_their_lease_behind() -> None:
+    """Row and keys share a batch although the keys close it."""
+    for steps in range(8):
+        engine = Engine(config=Config(commit=CommitConfig(batch_rows_max=1)))
+        engine.granted(1, 60)
+        engine.put(b"a", lease=1)
+        engine.put(b"b", lease=1)
+        engine.settle()
+        engine.lessor.revoke(1)
+        for _ in range(steps):
+            engine.steps.run_next()
+        after = engine.crash()
+        assert (after.live(), after.lessor.leases()) in (([b"a", b"b"], [1]), ([], []))
+
+
 # -- several shards ----------------------------------------------------------------------------
 
 
@@ -189,6 +225,33 @@ def test_the_row_goes_only_after_keys_on_other_shards_are_durably_gone(sharded: 
         if not answer.waits:
             assert 1 not in sharded.disks[0].leases
     assert (answer.body, len(sharded.lessor)) == (b"revoked", 0)
+
+
+def test_a_lease_with_keys_elsewhere_rests_on_home_too(sharded: Engine) -> None:
+    """Its answers wait for home's commits as well as for those of the keys' shard."""
+    sharded.granted(2, 60)
+    sharded.put(b"x/z", lease=2)
+    found = sharded.lessor.time_to_live(2, keys=True)
+    assert found is not None
+    assert (found.keys, found.shards) == ([b"x/z"], (0, 1))
+    sharded.settle()
+    sharded.lessor.revoke(2)
+    sharded.settle()
+    assert (sharded.lessor.leases(), list(sharded.disks[0].leases)) == ([1], [1])
+
+
+def test_a_revoke_whose_keys_hang_goes_on_when_they_return(sharded: Engine) -> None:
+    """The answer may fail as timed out, but the lease does not stay half revoked."""
+    sharded.lessor.revoke(1)
+    sharded.steps.run_next()
+    sharded.clock.advance(6)
+    sharded.commits.tick()
+    assert sharded.lessor.half_revoked
+    sharded.settle()
+    assert (sharded.live(), sharded.lessor.leases()) == ([], [1])
+    sharded.lessor.tick()
+    sharded.settle()
+    assert (sharded.lessor.leases(), sharded.disks[0].leases) == ([], {})
 
 
 @pytest.mark.parametrize("steps", range(12))

@@ -155,7 +155,6 @@ class _KeepAlives:
 
     def fail(self, code: int, message: str) -> None:
         """It cannot be: the client must not believe that its lease lives on."""
-        self._waiting.clear()
         self._stream.finish(code, message)
 
     def _step(self) -> None:

@@ -210,6 +210,19 @@ def test_a_keep_alive_waits_for_the_commit_it_rests_on(
     assert stream.status == (0, "")
 
 
+def test_the_end_of_the_stream_waits_for_the_last_answer(
+    engine: Engine, service: LeaseService
+) -> None:
+    """A client that has sent all it wants still hears of it."""
+    engine.lessor.grant(5, 60)
+    stream, sink = opened(service.keep_alives)
+    deliver(sink, stream, keep(5))
+    sink.half_closed()
+    engine.settle()
+    assert answers(stream) == [(5, 60, 1)]
+    assert stream.status == (0, "")
+
+
 def test_a_keep_alive_of_an_expired_lease_is_answered_when_it_is_gone(
     engine: Engine, service: LeaseService
 ) -> None:

@@ -228,6 +228,24 @@ def test_hashes_of_several_shards_cover_all_of_them() -> None:
     assert len(seen) == 4
 
 
+def test_a_hash_waits_for_the_slowest_shard() -> None:
+    """A revision durable on one shard says nothing of smaller ones on another."""
+    engine = Engine(routes={b"x/": 1})
+    engine.store.put(Put(b"a", b""))
+    engine.store.put(Put(b"x/a", b""))
+    slow, fast = engine.steps.waiting.popleft(), engine.steps.waiting.popleft()
+    fast()
+    engine.settle()
+    assert engine.commits.durable == 3
+    call = send_hash(service_of(engine), 0)
+    engine.settle()
+    assert not call.done
+    slow()
+    engine.settle()
+    assert call.body is not None
+    assert hash_kv(engine, service_of(engine), 0)[0] == pb.HashKVResponse.FromString(call.body).hash
+
+
 # -- the rest ----------------------------------------------------------------------------------
 
 
