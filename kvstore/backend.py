@@ -141,6 +141,9 @@ class Backend(Protocol):
     def resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
         """After UNKNOWN: take the shard anew and say whether ``batch`` is stored (COMMITTED or
         NOT_COMMITTED).
+
+        A backend that raises the epoch to do so keeps that to itself: ``Batch.epoch`` stays what
+        ``open`` returned.
         """
 
     def read_values(
