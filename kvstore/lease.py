@@ -310,9 +310,13 @@ class Lessor:
         return TimeToLive(lease.ttl, max(0, int(left)), attached, self._shards(attached))
 
     def leases(self) -> list[int]:
-        """Ids of all leases, in the order in which they expire."""
-        expiries = ((lease.expiry, lease_id) for lease_id, lease in self._leases.items())
-        return [lease_id for _, lease_id in sorted(expiries)]
+        """Ids of all leases, in no order that means anything."""
+        return list(self._leases)
+
+    def by_expiry(self, ids: Iterable[int]) -> list[tuple[float, int]]:
+        """(expiry, id) of some leases in order; those that are gone meanwhile come first."""
+        found = ((self._leases.get(lease_id), lease_id) for lease_id in ids)
+        return sorted((lease.expiry if lease else 0.0, lease_id) for lease, lease_id in found)
 
     def after_revoke(self, lease_id: int, answer: Answer, body: bytes) -> None:
         """``answer.reply(body)`` once the lease is durably gone.

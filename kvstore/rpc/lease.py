@@ -6,11 +6,14 @@ fields behind it.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import islice
 
 from kvstore import errors
 from kvstore.commit import Refusal
 from kvstore.errors import StoreError, TooManyRequestsError
-from kvstore.kv import Header, varint
+from kvstore.kv import Header, frame, varint
 from kvstore.lease import HOME_ONLY, Lessor
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import decode
@@ -22,6 +25,8 @@ _SERVICE = b"/etcdserverpb.Lease/"
 KEEP_ALIVES_WAITING_MAX = 1_000
 """Keep-alives of one stream that wait for the one before; above: the stream ends with
 ResourceExhausted, too many requests."""
+LIST_STEP = 2_000
+"""Leases sorted or encoded before other requests have their turn (some ms)."""
 _OUTBOX_BYTES_MAX = 64 * 1024
 """Answers that a client has not read; above: its keep-alives wait."""
 
@@ -29,7 +34,15 @@ _OUTBOX_BYTES_MAX = 64 * 1024
 class LeaseService:
     """The handlers of etcdserverpb.Lease over ``lessor``."""
 
-    def __init__(self, store: Store, lessor: Lessor, header: Header) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lessor: Lessor,
+        header: Header,
+        *,
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._call_soon = call_soon
         self._store = store
         self._commits = store.commits
         self._lessor = lessor
@@ -81,12 +94,28 @@ class LeaseService:
         self._commits.release(shards, call, body)
 
     def leases(self, payload: bytes, call: Call) -> None:
-        """Lease.LeaseLeases."""
+        """Lease.LeaseLeases: in the order in which they expire, as in etcd."""
         decode.parse(pb.LeaseLeasesRequest.FromString, payload)
-        answer = pb.LeaseLeasesResponse(
-            leases=[pb.LeaseStatus(ID=lease_id) for lease_id in self._lessor.leases()]
-        )
-        self._commits.release(HOME_ONLY, call, self._head() + answer.SerializeToString())
+        self._list(call, [self._head()], self._listing(self._lessor.leases()))
+
+    def _list(self, call: Call, parts: list[bytes], listing: Iterator[bytes]) -> None:
+        """Take a step of the listing, giving way to other requests between two."""
+        part = next(listing, None)
+        if part is None:
+            self._commits.release(HOME_ONLY, call, b"".join(parts))
+        elif not call.cancelled:
+            parts.append(part)
+            self._call_soon(lambda: self._list(call, parts, listing))
+
+    def _listing(self, ids: list[int]) -> Iterator[bytes]:
+        """The leases of the answer, encoded: sorts pieces, then merges them; each step is short."""
+        pieces: list[list[tuple[float, int]]] = []
+        for start in range(0, len(ids), LIST_STEP):
+            pieces.append(self._lessor.by_expiry(ids[start : start + LIST_STEP]))
+            yield b""
+        ordered = merge(*pieces)
+        while step := list(islice(ordered, LIST_STEP)):
+            yield b"".join(frame(b"\x12", b"\x08" + varint(lease_id)) for _, lease_id in step)
 
     def keep_alives(self, stream: Stream) -> StreamSink:
         """Lease.LeaseKeepAlive."""

@@ -25,7 +25,7 @@ def engine() -> Engine:
 @pytest.fixture
 def service(engine: Engine) -> LeaseService:
     """Its lease service."""
-    return LeaseService(engine.store, engine.lessor, engine.header)
+    return LeaseService(engine.store, engine.lessor, engine.header, call_soon=engine.steps)
 
 
 @pytest.fixture
@@ -158,6 +158,38 @@ def test_leases_are_listed_by_expiry(engine: Engine, service: LeaseService, send
     body = send(service.leases, b"")
     listed = [status.ID for status in pb.LeaseLeasesResponse.FromString(body).leases]
     assert listed == [-2, 3, 1]
+
+
+def test_a_long_list_gives_way_and_shows_one_moment(
+    engine: Engine, service: LeaseService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases granted or revoked while it is made do not change it; each step is short."""
+    monkeypatch.setattr(lease_module, "LIST_STEP", 3)
+    ttls = {n: 1000 - n * 37 % 100 for n in range(1, 11)}
+    for lease_id, ttl in ttls.items():
+        engine.granted(lease_id, ttl)
+    call = serve(service.leases, b"")
+    engine.lessor.grant(99, 5)
+    engine.lessor.revoke(7)
+    turns = 0
+    while not call.done:
+        engine.steps.run_next()
+        turns += 1
+    assert call.body is not None
+    listed = [status.ID for status in pb.LeaseLeasesResponse.FromString(call.body).leases]
+    assert sorted(listed) == list(ttls)
+    others = [lease_id for lease_id in listed if lease_id != 7]
+    assert others == sorted(others, key=ttls.__getitem__)
+    assert turns >= 8
+
+
+def test_a_list_that_nobody_waits_for_ends(engine: Engine, service: LeaseService) -> None:
+    """A cancelled call takes no more steps."""
+    engine.granted(1, 60)
+    call = serve(service.leases, b"")
+    call.cancelled = True
+    engine.settle()
+    assert not call.done
 
 
 def test_garbage_is_refused_as_grpc_go_does(service: LeaseService) -> None:
