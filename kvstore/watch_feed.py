@@ -13,8 +13,7 @@ watcher. A watcher is synced when it needs nothing at or below the position; wat
 one) until storage has answered, if a watcher wants previous values; changes stay in order.
 
 **Missing.** Changes that were applied before the feed existed, or did not fit into ``fresh``, are
-not in it. Until the position has passed the last of them, no watcher is synced: they read the
-history, which has everything.
+not in it. When they become visible, all watchers of the feed read the history instead.
 
 A shard that is stuck keeps ``visible`` of all sets that include it where it is, and nothing else:
 sets without it have their own feed.
@@ -218,9 +217,6 @@ class Feed:
             self._wait(watcher)
         elif watcher.next <= position:
             self._hub.catch_up.add(watcher)
-        elif self._missing > position:
-            watcher.due = position + 1
-            self._wait(watcher)
         else:
             assert watcher.next == position + 1, "a synced watcher needs what comes next"
             self._hub.move(watcher, State.SYNCED)

@@ -102,6 +102,17 @@ class TestCreate:
             assert bool(seen.progress) == (world.store.revision >= 5)
         assert [event.kv.mod_revision for event in seen.events] == [5, 6]
 
+    def test_waiting_for_the_same_revision(self) -> None:
+        """All who wait for a revision go on when it comes."""
+        world = World()
+        client = world.client()
+        for start in (3, 2, 3, 2, 4):
+            client.create(b"a", start=start)
+        for _ in range(4):
+            world.put(b"a")
+            world.settle()
+        assert [len(seen.events) for seen in client.seen] == [3, 4, 3, 4, 2]
+
     def test_whole_range(self) -> None:
         """The range from the smallest key without an end has every key."""
         world = World()
@@ -157,6 +168,19 @@ class TestCompaction:
         world.settle()
         seen = world.client().create(b"a", b"z", start=4, wants=PREVIOUS)
         world.settle()
+        assert seen
+        assert [event.HasField("prev_kv") for event in seen.events] == [False, True]
+
+    def test_start_at_before_trimming(self) -> None:
+        """The previous value of an event at the compact revision is gone at once, as in etcd."""
+        world = world_of(b"a", b"a", b"a")
+        world.compact(3)
+        while world.store.compact_revision < 3:
+            world.turns.run_next()
+            world.disks[0].run_next()
+        seen = world.client().create(b"a", start=3, wants=PREVIOUS)
+        assert world.store.version_before(b"a", 3), "still there"
+        world.hub.catch_up._turn()
         assert seen
         assert [event.HasField("prev_kv") for event in seen.events] == [False, True]
 
@@ -274,8 +298,89 @@ class TestEvents:
         before = world.store.holds.now()
         world.settle()
         assert world.store.holds.now() - before == 1
+        assert [feed._previous for feed in world.hub._feeds.values()] == [{}]
         assert [len(seen.events) for seen in client.seen] == [2, 2, 2, 2]
         assert all(event.HasField("prev_kv") for event in client.seen[0].events)
+
+    @pytest.mark.parametrize("start", [0, 2])
+    def test_a_large_revision_is_whole(self, start: int) -> None:
+        """A revision beyond every limit comes in one response, synced or from the history."""
+        world = World(
+            config=WatchConfig(
+                fresh_changes_max=100,
+                catch_up_changes=3,
+                catch_up_fetch_rows=2,
+                response_bytes=10,
+            )
+        )
+        client = world.client()
+        client.create(b"a", b"b")
+        world.write([Put(b"a%d" % n, b"") for n in range(9)])
+        world.put(b"a", b"")
+        world.settle()
+        world.forget_values()
+        before = world.store.holds.now()
+        seen = client.create(b"a", b"b", start)
+        world.settle()
+        assert world.store.holds.now() - before == (2 if start else 0), "one read a revision"
+        assert seen
+        assert len(seen.events) == (10 if start else 0)
+        assert len(client.seen[0].events) == 10
+
+    def test_memory_that_loses_one_value_while_another_is_read(self) -> None:
+        """A watcher keeps what it has read until it can send, however short memory is."""
+        world = world_of(b"a")
+        world.forget_values()
+        world.put(b"a")
+        world.settle()
+        client = world.client()
+        seen = client.create(b"a", start=3, wants=PREVIOUS)
+        for _ in range(4):
+            world.turns.run_all()
+            world.forget_values()
+            world.disks[0].run_all()
+            world.forget_values()
+        assert seen
+        assert len(seen.events) == 1
+
+    def test_reads_of_storage_in_turn(self) -> None:
+        """Who waits for its turn to read storage gets it, even if the one before goes away."""
+        world = world_of(b"a", b"a", config=WatchConfig(catch_up_fetches_max=1))
+        world.forget_values()
+        client = world.client()
+        for _ in range(3):
+            client.create(b"a", start=2)
+        world.turns.run_all()
+        assert (world.hub.count[State.FETCHING], world.hub.count[State.STARVED]) == (1, 2)
+        world.disks[0].run_all()
+        assert world.hub.count[State.STARVED] == 1
+        client.cancel(1)
+        world.forget_values()
+        world.settle()
+        world.check_complete()
+        assert len(client.seen[2].events) == 2
+
+    def test_cancelled_while_reading_storage(self) -> None:
+        """An answer of storage that comes too late changes nothing."""
+        world = world_of(b"a")
+        world.forget_values()
+        client = world.client()
+        client.create(b"a", start=2)
+        world.turns.run_all()
+        client.cancel(0)
+        world.settle()
+        assert world.hub.count == [0] * len(State)
+
+    def test_overflow_within_a_revision(self) -> None:
+        """Changes forgotten in the middle of a revision do not split it."""
+        world = World(config=WatchConfig(fresh_changes_max=2))
+        seen = world.client().create(b"a", b"b")
+        world.write([Put(b"a%d" % n, b"") for n in range(4)])
+        world.settle()
+        world.put(b"a")
+        world.settle()
+        assert seen
+        assert len(seen.events) == 5
 
 
 class TestSlowClients:
@@ -298,6 +403,22 @@ class TestSlowClients:
         world.settle()
         world.check_complete()
         assert world.hub.unsynced == 0
+
+    def test_cancelled_while_it_does_not_read(self) -> None:
+        """A watcher of a blocked stream can be cancelled; the others go on when it reads."""
+        world = World(config=WatchConfig(outbox_bytes_max=100))
+        client = world.client()
+        client.create(b"a")
+        client.create(b"a")
+        client.reading = False
+        for _ in range(5):
+            world.put(b"a")
+            world.settle()
+        assert world.hub.count[State.BLOCKED] == 2
+        client.cancel(0)
+        client.read()
+        world.settle()
+        assert [len(seen.events) for seen in client.seen][1] == 5
 
     def test_woken_without_being_told(self) -> None:
         """A stream whose transport forgot to say that it is writable is looked at in every tick."""
@@ -441,6 +562,55 @@ class TestShards:
         assert [len(seen.events) for seen in client.seen] == [5, 1, 6]
         client.stream.request_progress()
         assert client.last.header.revision == 7
+
+    @pytest.mark.parametrize("told", ["created", "event", "caught up", "periodically", "asked"])
+    def test_progress_does_not_go_back(self, told: str) -> None:
+        """What one watcher was told in any way bounds the progress of the whole stream."""
+        world = World(routes={b"b": 1})
+        world.put(b"a")
+        world.settle()
+        client = world.client()
+        client.create(b"a" if told == "event" else b"a1", notify=True)
+        if told != "asked":
+            client.create(b"b")
+        world.put(b"b")
+        world.turns.run_all()
+        world.put(b"a")
+        self.commit_home(world)
+        if told == "created":
+            client.create(b"a1")
+        elif told == "caught up":
+            client.create(b"a", start=2)
+        elif told == "periodically":
+            world.clock.advance(1000)
+            world.hub.tick()
+        elif told == "asked":
+            client.stream.request_progress()
+            client.create(b"b", start=2)
+        world.turns.run_all()
+        assert client.stream.unready == 0
+        assert max(feed.position for feed in client.stream.feeds) == 4
+        before = len(client.messages)
+        client.stream.request_progress()
+        assert len(client.messages) == before
+        world.settle()
+        client.stream.request_progress()
+        assert (client.last.watch_id, client.last.header.revision) == (-1, 4)
+
+    def test_header_of_history(self) -> None:
+        """Responses from the history do not show more than their shards' visible revision."""
+        world, client = self.stuck()
+        world.put(b"a")
+        self.commit_home(world)
+        world.settle()
+        world.put(b"b")
+        world.turns.run_all()
+        world.put(b"a")
+        self.commit_home(world)
+        client.create(b"b", start=2)
+        world.turns.run_all()
+        assert client.last.events
+        assert client.last.header.revision == 3 < world.commits.durable
 
     def test_from_now_behind_a_stuck_shard(self) -> None:
         """A new watcher starts above what is durable, even if its shards are not that far."""

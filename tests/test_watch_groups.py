@@ -31,18 +31,21 @@ def ranges_found(groups: Groups, key: bytes) -> list[tuple[bytes, bytes | None]]
 
 
 @given(
-    steps=st.lists(st.tuples(RANGES, st.integers(0, 3), st.booleans()), max_size=40),
+    pool=st.lists(RANGES, min_size=1, max_size=5),
+    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.booleans()), max_size=40),
     probes=st.lists(KEYS, max_size=8),
     seed=st.integers(0, 9),
 )
 def test_find(
-    steps: Sequence[tuple[tuple[bytes, bytes | None], int, bool]],
+    pool: Sequence[tuple[bytes, bytes | None]],
+    steps: Sequence[tuple[int, int, bool]],
     probes: Sequence[bytes],
     seed: int,
 ) -> None:
     """A key finds each range that holds it once, after any additions and removals."""
     groups, present = Groups(Random(seed)), list[Watcher]()
-    for number, ((key, end), wants, remove) in enumerate(steps):
+    for number, (place, wants, remove) in enumerate(steps):
+        key, end = pool[place % len(pool)]
         if remove and present:
             groups.remove(present.pop(number % len(present)))
         else:
@@ -51,11 +54,13 @@ def test_find(
         for probe in (*probes, key):
             matching = {(w.key, w.end) for w in present if in_range(probe, w.key, w.end)}
             assert ranges_found(groups, probe) == sorted(matching, key=repr)
+        for group in groups:
+            members = {w for like in group.variants.values() for w in like}
+            assert group.wants_previous == any(w.wants & PREVIOUS for w in members)
     for group in groups:
         members = {w for like in group.variants.values() for w in like}
         assert members == {w for w in present if (w.key, w.end) == (group.key, group.end)}
         assert all(w.wants == wants for wants, like in group.variants.items() for w in like)
-        assert group.wants_previous == any(w.wants & PREVIOUS for w in members)
     for watcher in present:
         groups.remove(watcher)
     assert not list(groups), "nothing is left of groups without watchers"

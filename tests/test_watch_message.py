@@ -142,6 +142,7 @@ def test_bodies(events: list[Event], response_bytes: int, fragment_bytes: int) -
             assert more == [True] * (len(more) - 1) + [False]
             for piece in body.pieces:
                 size = len(piece.removeprefix(b"\x38\x01"))
+                assert size, "no piece without events"
                 assert size < fragment_bytes or len(set(piece.removeprefix(b"\x38\x01"))) == 1
         else:
             assert len(body.pieces) == 1
