@@ -67,8 +67,6 @@ class CommitConfig:
     requests)."""
     queue_bytes_max: int = 128 * MIB
     """Likewise for bytes."""
-    queue_age_max: float = 5.0
-    """Likewise once the oldest uncommitted row has waited this long."""
     shard_timeout: float = 5.0
     """A shard counts as out this long after its first stuck commit: its requests are then refused
     at once."""
@@ -83,6 +81,8 @@ class CompactionConfig:
 
     drop_rows_max: int = 1_000
     """Rows removed per batch; the rest follows in later batches."""
+    tick_interval: float = 0.1
+    """How often it goes on with what waited for a commit or a read."""
     step_keys: int = 512
     """Keys trimmed from the index before giving way to other work (about 1 ms)."""
 
@@ -111,7 +111,7 @@ class WatchConfig:
     """A response of several revisions ends with the first revision that reaches this; one revision
     is never split, however large, unless the watcher asked for fragments."""
     fragment_bytes: int = 2 * MIB
-    """A fragment ends before the event that would reach this (etcd: max-request-bytes + 512 KiB)."""
+    """A fragment ends before the event that would reach this (etcd: request limit + 512 KiB)."""
     outbox_bytes_max: int = 1 * MIB
     """Unsent bytes of one gRPC stream; above: its watchers get nothing more, and read the history
     once the client has read on."""

@@ -1,4 +1,4 @@
-"""Histograms as plain numbers: one bisection and two additions per observation, read when scraped."""
+"""Histograms as plain numbers: one bisection and two additions each time, read when scraped."""
 
 from bisect import bisect_left
 from collections.abc import Sequence

@@ -4,8 +4,8 @@
 separated by commas. As in etcd (``client/pkg/types/urls.go``, ``server/embed/config.go``) a URL to
 listen on names an IP address or ``localhost``, a port, and nothing else.
 
-Binding and listening are two steps: a port in use is found before any data is touched, and clients
-are refused, not kept waiting, until the store can answer.
+Sockets are bound here and listened on later: a port in use is found before any data is touched, and
+clients are refused, not kept waiting, until the store can answer.
 """
 
 import errno
@@ -15,10 +15,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
-
-BACKLOG = 4096
-"""Connections that wait to be accepted; the kernel's own limit (somaxconn) may be lower; above:
-dropped, retried."""
 
 
 class ListenError(Exception):
@@ -86,14 +82,6 @@ def bind(address: Address) -> socket.socket:
     except OSError as error:
         reason = "address already in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ListenError(f"cannot listen on {address.url}: {reason}") from error
-
-
-def listen(bound: socket.socket, address: Address) -> None:
-    """Start to accept connections on what ``bind`` returned; raises ``ListenError``."""
-    try:
-        bound.listen(BACKLOG)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {address.url}: {error.strerror}") from error
 
 
 def address_of(bound: socket.socket, address: Address) -> str:

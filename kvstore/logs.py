@@ -71,7 +71,7 @@ def make_logger(
 
 
 class _Output:
-    """Writes lines; a reader that is gone (closed pipe, full disk) does not take the store along."""
+    """Writes lines; a reader that is gone (closed pipe, full disk) does not end the store."""
 
     def __init__(self, outputs: Sequence[TextIO]) -> None:
         self._outputs = outputs
