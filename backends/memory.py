@@ -1,15 +1,18 @@
 """The reference backend: everything in dictionaries, simple enough to be right by reading.
 
-It has two halves. A ``MemoryDisk`` is what survives: committed rows, leases, the fence row. A ``MemoryBackend`` is a
-process's hold on it. A crash is to forget the backend (``crash``) and open another over the same disk.
+It has two halves. A ``MemoryDisk`` is what survives: committed rows, leases, the fence row. A
+``MemoryBackend`` is a process's hold on it. A crash is to forget the backend (``crash``) and open
+another over the same disk.
 
 Every operation that has a callback goes through ``later``, in steps:
 
-    commit    step 1: the batch is stored, all of it or none (the commit point)    step 2: ``done`` is called
-    the rest  one step: the answer is taken and ``done`` is called
+- a commit takes two: the batch is stored, all of it or nothing (the commit point); ``done`` is
+  called;
+- the rest takes one: the answer is found and ``done`` is called;
 
-so that a test that holds the steps (``Steps``) can stop a commit before its commit point, or after it with nobody told.
-``later`` may also be ``loop.call_soon``, or ``at_once`` to have everything done inside the call.
+so that a test that holds the steps (``Steps``) can stop a commit before its commit point, or after
+it with nobody told. ``later`` may also be ``loop.call_soon``, or ``at_once`` to have everything
+done inside the call.
 """
 
 from collections import deque
@@ -50,6 +53,7 @@ class Steps:
         self.waiting: deque[Callable[[], None]] = deque()
 
     def __call__(self, step: Callable[[], None]) -> None:
+        """Be a ``Later``: keep ``step`` for the test."""
         self.waiting.append(step)
 
     def run_next(self) -> bool:
@@ -130,7 +134,10 @@ class MemoryBackend:
         self._crashed = False
 
     async def open(self) -> Fence:
-        """Take the disk and raise its epoch. Raises ``BackendError`` while another backend holds it."""
+        """Take the disk and raise its epoch.
+
+        Raises ``BackendError`` while another backend holds it.
+        """
         disk = self.disk
         if disk.holder is not None:
             raise BackendError(f"the memory of shard {disk.shard} is in use")

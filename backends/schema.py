@@ -1,30 +1,35 @@
 """Tables and statements, declared once in SQLAlchemy Core and compiled to text per dialect.
 
-SQLAlchemy never opens a connection: the text goes to the driver (``apsw`` for SQLite).
-Parameters are positional, in the order stated at each statement.
+SQLAlchemy never opens a connection: the text goes to the driver (``apsw`` for SQLite). Parameters
+are positional, in the order stated at each statement.
 
-Statements over several rows or ids exist in **sizes** (powers of two). A batch is padded with NULL rows, which the
-statement ignores, up to the next size, so that a handful of prepared statements serves every batch, each in one step.
+Statements over several rows or ids exist in **sizes** (powers of two). A batch is padded with NULL
+rows, which the statement ignores, up to the next size, so that a handful of prepared statements
+serves every batch, each in one step.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from sqlalchemy import (
-    BigInteger,
-    Column,
     CTE,
+    BigInteger,
+    ClauseElement,
+    Column,
     ColumnElement,
     Dialect,
-    Executable,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
+    Select,
     SmallInteger,
     Table,
     Text,
     and_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -41,10 +46,12 @@ from sqlalchemy.schema import CreateTable
 
 SCHEMA_VERSION = 1
 SIZE_MAX = 512
-"""Rows or ids in the largest statement."""
+"""Rows or ids in the largest statement; its text must stay below 16 KiB, above which apsw does not
+keep it prepared."""
 SIZES = tuple(1 << n for n in range(SIZE_MAX.bit_length()))
 
 _int64 = BigInteger().with_variant(Integer(), "sqlite")
+_int16 = SmallInteger().with_variant(Integer(), "sqlite")
 _metadata = MetaData()
 
 revisions = Table(
@@ -73,7 +80,7 @@ leases = Table(
 fence = Table(
     "fence",
     _metadata,
-    Column("id", SmallInteger().with_variant(Integer(), "sqlite"), primary_key=True),
+    Column("id", _int16, primary_key=True),
     Column("cluster_id", _int64, nullable=False),
     Column("member_id", _int64, nullable=False),
     Column("shard", Text, nullable=False),
@@ -82,12 +89,13 @@ fence = Table(
     Column("compact_revision", _int64, nullable=False),
     sqlite_strict=True,
 )
-"""One row, id 1. cluster_id and member_id are unsigned on the wire and two's complement here."""
+"""One row, id 1. ``cluster_id`` and ``member_id`` are unsigned on the wire and two's complement
+here. The shard's tip is the greater of ``tip`` and the last revision in ``revisions``."""
 
 meta = Table(
     "meta",
     _metadata,
-    Column("id", SmallInteger().with_variant(Integer(), "sqlite"), primary_key=True),
+    Column("id", _int16, primary_key=True),
     Column("schema_version", Integer, nullable=False),
     sqlite_strict=True,
 )
@@ -96,7 +104,9 @@ meta = Table(
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """How a store of schema ``version - 1`` becomes one of ``version``: statements, run in one transaction."""
+    """How a store of schema ``version - 1`` becomes one of ``version``: statements that are run in
+    one transaction.
+    """
 
     version: int
     statements: tuple[str, ...]
@@ -105,7 +115,7 @@ class Migration:
 def migrations(dialect: Dialect) -> list[Migration]:
     """Every step from an empty database to SCHEMA_VERSION, in order."""
     tables = [revisions, leases, fence, meta]
-    first = Migration(1, tuple(str(CreateTable(t).compile(dialect=dialect)) for t in tables))
+    first = Migration(1, tuple(_text(CreateTable(table), dialect) for table in tables))
     return [first]
 
 
@@ -118,9 +128,15 @@ class Sized:
     texts: dict[int, str]
     """By size."""
 
-    def fit(self, count: int) -> int:
-        """The smallest size that holds ``count`` rows, 1 <= count <= SIZE_MAX."""
-        return 1 << (count - 1).bit_length()
+    def fitting(
+        self, rows: Sequence[Sequence[object]], *more: object
+    ) -> tuple[str, tuple[object, ...]]:
+        """The text that takes ``rows`` (1 to SIZE_MAX of them), and its parameters: the rows, the
+        padding, ``more``.
+        """
+        size = 1 << (len(rows) - 1).bit_length()
+        padding = (None,) * (self.width * (size - len(rows)))
+        return self.texts[size], (*chain.from_iterable(rows), *padding, *more)
 
 
 def signed(number: int) -> int:
@@ -138,95 +154,113 @@ class Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        text = self._text
-        f = fence.c
-        one = f.id == literal_column("1")
-        self.insert_fence = text(insert(fence).values({c.name: bindparam(c.name) for c in f}))
+        self._make_fence_statements()
+        self._make_row_statements()
+        self._make_lease_statements()
+
+    def _make_fence_statements(self) -> None:
+        text, f = self._text, fence.c
+        own = f.id == literal_column("1")
+        last = select(func.max(revisions.c.revision)).scalar_subquery()
+        tip = case((last > f.tip, last), else_=f.tip)
+        columns = (f.cluster_id, f.member_id, f.shard, f.epoch, tip, f.compact_revision)
+        self.select_fence = text(select(*columns).where(own))
+        """(cluster_id, member_id, shard, epoch, tip, compact_revision)"""
+        self.insert_fence = text(_insert_one(fence))
         """(1, cluster_id, member_id, shard, epoch, tip, compact_revision)"""
-        self.insert_meta = text(insert(meta).values({c.name: bindparam(c.name) for c in meta.c}))
-        """(1, schema_version)"""
-        self.select_schema_version = text(select(meta.c.schema_version))
-        self.update_schema_version = text(update(meta).values(schema_version=bindparam("version")))
-        """(schema_version)"""
         self.raise_epoch = text(
-            update(fence).where(one).values(epoch=f.epoch + literal_column("1"))
-        )
-        self.select_fence = text(
-            select(f.cluster_id, f.member_id, f.shard, f.epoch, f.tip, f.compact_revision).where(
-                one
-            )
+            update(fence).where(own).values(epoch=f.epoch + literal_column("1"), tip=tip)
         )
         self.advance = text(
-            update(fence)
-            .where(one, f.epoch == bindparam("held"), f.tip == bindparam("before"))
-            .values(tip=bindparam("after"))
+            update(fence).where(own, f.epoch == bindparam("held")).values(tip=bindparam("reached"))
         )
-        """(tip, epoch, tip_before): changes one row, or none when another process owns the shard."""
+        """(tip, epoch): changes no row when another process owns the shard."""
         self.set_compact_revision = text(
-            update(fence).where(one).values(compact_revision=bindparam("compacted"))
+            update(fence).where(own).values(compact_revision=bindparam("compacted"))
         )
         """(compact_revision)"""
-        self.select_leases = text(select(leases.c.id, leases.c.granted_ttl, leases.c.remaining_ttl))
+        self.select_schema_version = text(select(meta.c.schema_version))
+        self.insert_meta = text(_insert_one(meta))
+        """(1, schema_version)"""
+        self.update_schema_version = text(update(meta).values(schema_version=bindparam("version")))
+        """(schema_version)"""
 
-        self.insert_rows = self._sized(revisions.c.keys(), lambda rows: _insert(revisions, rows))
-        """Rows in the table's order of columns."""
-        self.insert_leases = self._sized(leases.c.keys(), lambda rows: _insert(leases, rows))
+    def _make_row_statements(self) -> None:
+        r = revisions.c
+        epoch = select(fence.c.epoch).where(fence.c.id == literal_column("1")).scalar_subquery()
+        self.insert_rows = self._sized(
+            r.keys(), lambda rows: _insert_given(revisions, rows, epoch == bindparam("held"))
+        )
+        """(rows in the table's order of columns, epoch): inserts all or, when another process owns
+        the shard, none."""
         self.delete_rows = self._sized(
             ["revision", "sub"],
-            lambda ids: delete(revisions).where(
-                tuple_(revisions.c.revision, revisions.c.sub).in_(select(ids))
-            ),
+            lambda ids: delete(revisions).where(tuple_(r.revision, r.sub).in_(select(ids))),
         )
-        """Ids as (revision, sub)."""
+        """(ids as (revision, sub))"""
+        self.select_values = self._sized(["revision", "sub"], _pack_values)
+        """(ids as (revision, sub)): see ``_pack_values``."""
+        self.select_index = self._text(_pack_rows(with_values=False))
+        """(revision, sub, limit): the rows after that id; see ``_pack_rows``."""
+        self.select_rows = self._text(_pack_rows(with_values=True))
+        """Likewise, values included."""
+
+    def _make_lease_statements(self) -> None:
+        self.select_leases = self._text(select(*leases.c))
+        """(id, granted_ttl, remaining_ttl)"""
+        self.insert_leases = self._sized(leases.c.keys(), lambda rows: _insert_given(leases, rows))
+        """(rows in the table's order of columns)"""
         self.delete_leases = self._sized(
             ["id"], lambda ids: delete(leases).where(leases.c.id.in_(select(ids)))
         )
-        self.select_values = self._sized(["revision", "sub"], _packed_values)
-        """Ids as (revision, sub), padded with NULL. One row: the lengths of the values, -1 for a missing row,
-        separated by commas, in the order of the ids; then all values, joined."""
-        self.select_index = text(_packed_rows(with_values=False))
-        """(revision, sub, limit): the rows after that id, packed into one row; see ``_packed_rows``."""
-        self.select_rows = text(_packed_rows(with_values=True))
-        """Likewise, values included."""
+        """(ids)"""
 
-    def _text(self, statement: Executable) -> str:
-        return " ".join(str(statement.compile(dialect=self._dialect)).split())  # type: ignore[attr-defined]
+    def _text(self, statement: ClauseElement) -> str:
+        return _text(statement, self._dialect)
 
-    def _sized(self, columns: Sequence[str], build: Callable[[CTE], Executable]) -> Sized:
-        """``build`` makes the statement from a table of the given rows; it is compiled once, then repeated."""
-        given = values(*(column(name) for name in columns), name="given").data(
-            [(0,) * len(columns)]
-        )
-        once = self._text(build(given.cte("given")))
-        row = "(" + ", ".join("?" * len(columns)) + ")"
+    def _sized(self, columns: Sequence[str], build: Callable[[CTE], ClauseElement]) -> Sized:
+        """What ``build`` makes of a table of given rows: compiled for one, which is repeated."""
+        width = len(columns)
+        given = values(*map(column, columns), name="given").data([(0,) * width]).cte("given")
+        once = self._text(build(given))
+        row = f"({', '.join('?' * width)})"
         assert once.count(row) == 1, "the rows appear once"
-        return Sized(len(columns), {n: once.replace(row, ",".join([row] * n)) for n in SIZES})
+        return Sized(width, {n: once.replace(row, ",".join([row] * n)) for n in SIZES})
 
 
-def _insert(table: Table, given: CTE) -> Executable:
-    """Insert the given rows; a row whose first column is NULL is padding."""
-    first = given.c[table.c.keys()[0]]
-    return insert(table).from_select(table.c.keys(), select(given).where(first.is_not(None)))
+def _text(statement: ClauseElement, dialect: Dialect) -> str:
+    return " ".join(str(statement.compile(dialect=dialect)).split())
 
 
-_EMPTY = literal_column("''")
+def _insert_one(table: Table) -> Insert:
+    return insert(table).values({name: bindparam(name) for name in table.c.keys()})  # noqa: SIM118
+
+
+def _insert_given(table: Table, given: CTE, *conditions: ColumnElement[bool]) -> Insert:
+    """Insert the given rows; one whose first column is NULL is padding."""
+    names = table.c.keys()
+    chosen = select(given).where(given.c[names[0]].is_not(None), *conditions)
+    return insert(table).from_select(names, chosen)
 
 
 def _joined(element: ColumnElement[bytes]) -> ColumnElement[bytes]:
-    return cast(func.group_concat(element, _EMPTY), LargeBinary)
+    return cast(func.group_concat(element, literal_column("''")), LargeBinary)
 
 
-def _packed_values(ids: CTE) -> Executable:
-    """Values in one row: the driver gives up the interpreter's lock once instead of once per value."""
+def _pack_values(ids: CTE) -> Select[tuple[str, bytes]]:
+    """The values of ``ids`` in one row: their lengths as a text of comma-separated numbers, in the
+    order of the ids, -1 where there is no row; then the values joined (NULL if there are none).
+    """
     r = revisions.c
     lengths = func.group_concat(func.coalesce(func.length(r.value), literal_column("-1")))
     found = and_(r.revision == ids.c.revision, r.sub == ids.c.sub)
     return select(lengths, _joined(r.value)).select_from(ids.outerjoin(revisions, found))
 
 
-def _packed_rows(*, with_values: bool) -> Executable:
-    """Rows in one row, for the same reason: a text of comma-separated numbers for each integer column and for the
-    lengths of the keys, the keys joined; then, if wanted, the lengths of the values and the values joined.
+def _pack_rows(*, with_values: bool) -> Select[tuple[str | bytes, ...]]:
+    """A page of rows in one row: a text of comma-separated numbers for each integer column, in the
+    order of the table, and for the lengths of the keys; the keys joined; then, if wanted, the
+    lengths of the values and the values joined. All are NULL when there are no rows.
     """
     r = revisions.c
     after = tuple_(r.revision, r.sub) > tuple_(bindparam("revision"), bindparam("sub"))
@@ -243,4 +277,4 @@ def _packed_rows(*, with_values: bool) -> Executable:
 
 def sqlite_dialect() -> Dialect:
     """SQLite's SQL with ``?`` parameters."""
-    return sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+    return sqlite.dialect(paramstyle="qmark")

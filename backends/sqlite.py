@@ -1,16 +1,16 @@
 """A shard in an SQLite file: threads around ``sqlite_writer`` and ``sqlite_reader``.
 
-One thread writes; a few threads read. Each has its own connection and takes jobs from a queue; what comes out goes
-back to the event loop with ``call_soon_threadsafe``. The writer checkpoints after it has reported a commit.
+One thread writes; a few threads read. Each has its own connection and takes jobs from a queue; what
+comes out goes back to the event loop with ``call_soon_threadsafe``. The writer checkpoints after it
+has reported a commit.
 
-The writer's queue holds at most one commit, one defragmentation and the end, since the interface allows one commit at
-a time. The readers' queue holds ``READS_MAX``; a read above is refused at once.
+The writer's queue holds at most one commit (the interface promises it), one defragmentation and the
+end. The readers' queue holds ``READS_MAX``; a read above is refused at once.
 """
 
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
@@ -39,13 +39,12 @@ READS_MAX = 10_000
 """Reads that may wait; more are answered with ``BackendError``."""
 
 Result = TypeVar("Result")
-ReadJob = Callable[[Reader], None]
 
 _FIRST: RowId = (-1, -1)
 
 
 class SqliteBackend:
-    """``kvstore.backend.Backend`` over the file ``path``; ``shard`` is its name if it is made now."""
+    """``kvstore.backend.Backend`` over the file ``path``; ``shard`` is its name if it is new."""
 
     def __init__(
         self, path: Path, *, shard: str = "default", config: SqliteConfig | None = None
@@ -55,11 +54,11 @@ class SqliteBackend:
         self._config = config or SqliteConfig()
         self._statements = Statements(sqlite_dialect())
         self._writes: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._reads: SimpleQueue[ReadJob | None] = SimpleQueue()
+        self._reads: SimpleQueue[Callable[[Reader], None] | None] = SimpleQueue()
         self._reads_waiting = 0
-        self._readers: list[threading.Thread] = []
         self._committing = False
-        self._closing: asyncio.Future[None] | None = None
+        self._readers: list[threading.Thread] = []
+        self._closed: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop
         self._lock: sqlite_file.Lock
         self._writer: Writer
@@ -67,61 +66,77 @@ class SqliteBackend:
     # -- opening and closing -------------------------------------------------------------------
 
     async def open(self) -> Fence:
-        """Lock, create or check, raise the epoch. Raises ``BackendError``; then nothing was changed."""
+        """Lock, create or check, raise the epoch.
+
+        Raises ``BackendError``; then nothing was changed.
+        """
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._write, name=f"{self._path.name} writer", daemon=True).start()
+        self._start_thread("writer", self._write)
         try:
             return await self._in_writer(self._take)
         except BackendError:
-            self._closing = self._loop.create_future()
-            self._closing.set_result(None)
+            self._closed = asyncio.Event()
+            self._closed.set()
             self._writes.put(None)
             raise
 
     def _take(self) -> Fence:
         """In the writer's thread: everything that ``open`` does."""
         sqlite_file.check_library(apsw.sqlite_lib_version())
-        sqlite_file.prepare_directory(self._path)
+        sqlite_file.make_directory(self._path.parent)
         lock = sqlite_file.Lock(self._path)
+        connections: list[apsw.Connection] = []
         try:
             if sqlite_file.is_new(self._path):
                 sqlite_file.create(self._path, self._shard)
-            connection = sqlite_file.open_writer(self._path, self._config, self._statements)
-            self._writer = Writer(self._path, connection, self._statements, self._config)
-            fence = self._writer.take()
-            for number in range(self._config.readers):
-                self._start_reader(number)
+            connection = sqlite_file.open_writer(self._path, self._statements, self._config)
+            connections.append(connection)
+            writer = Writer(self._path, connection, self._statements, self._config)
+            connections.extend(
+                sqlite_file.open_reader(self._path, self._config)
+                for _ in range(self._config.readers)
+            )
+            fence = writer.take()
         except BaseException as error:
+            for connection in connections:
+                connection.close()
             lock.release(undo=True)
-            if isinstance(error, (OSError, apsw.Error)):
+            if isinstance(error, OSError | apsw.Error):
                 raise BackendError(f"cannot open {self._path}: {error}") from error
             raise
-        self._lock = lock
+        self._lock, self._writer = lock, writer
+        for connection in connections[1:]:
+            reader = Reader(connection, self._statements)
+            self._readers.append(self._start_thread("reader", self._read, reader))
         return fence
 
-    def _start_reader(self, number: int) -> None:
-        connection = sqlite_file.open_reader(self._path, self._config)
-        reader = Reader(connection, self._statements)
-        name = f"{self._path.name} reader {number}"
-        thread = threading.Thread(target=self._read, args=(reader,), name=name, daemon=True)
+    def _start_thread(
+        self, name: str, target: Callable[..., None], *arguments: object
+    ) -> threading.Thread:
+        """A daemon: a process that ends without ``close`` ends like one that is killed."""
+        thread = threading.Thread(
+            target=target, args=arguments, name=f"{self._path.name} {name}", daemon=True
+        )
         thread.start()
-        self._readers.append(thread)
+        return thread
 
     async def close(self) -> None:
         """Let reads and the commit under way end, checkpoint, release the lock. Idempotent.
 
-        Raises ``BackendError`` when the last checkpoint fails; committed batches are then still in the log.
+        Raises ``BackendError`` when the last checkpoint fails; what was committed is then still in
+        the log.
         """
-        if self._closing is None:
-            self._closing = self._loop.create_future()
-            for _ in self._readers:
-                self._reads.put(None)
-            try:
-                await self._in_writer(self._let_go)
-            finally:
-                self._writes.put(None)
-                self._closing.set_result(None)
-        await self._closing
+        if self._closed is not None:
+            await self._closed.wait()
+            return
+        self._closed = asyncio.Event()
+        for _ in self._readers:
+            self._reads.put(None)
+        try:
+            await self._in_writer(self._let_go)
+        finally:
+            self._writes.put(None)
+            self._closed.set()
 
     def _let_go(self) -> None:
         """In the writer's thread, after every job before it."""
@@ -134,32 +149,72 @@ class SqliteBackend:
         finally:
             self._lock.release()
 
-    # -- the interface: loading ----------------------------------------------------------------
+    # -- loading -------------------------------------------------------------------------------
 
     async def load_index(self, sink: Callable[[list[IndexRow]], None]) -> None:
-        """Every row without its value, in chunks; the next one is read while ``sink`` has one."""
-        rows_max = self._config.load_chunk_rows
-        chunk = await self._in_reader(lambda reader: reader.index_rows(_FIRST, rows_max))
+        """Every row without its value, in chunks; the next is read while ``sink`` has one."""
+        chunk = await self._index_rows(_FIRST)
         while chunk:
-            following = self._in_reader(
-                partial(Reader.index_rows, after=chunk[-1][:2], rows_max=rows_max)
-            )
+            following = self._index_rows(chunk[-1][:2])
             sink(chunk)
             chunk = await following
+
+    def _index_rows(self, after: RowId) -> "asyncio.Future[list[IndexRow]]":
+        return self._in_reader(
+            lambda reader: reader.index_rows(after, self._config.load_chunk_rows)
+        )
 
     async def load_leases(self) -> list[LeaseRow]:
         """Every stored lease."""
         return await self._in_reader(Reader.leases)
 
-    # -- the interface: callbacks --------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------
 
     def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
         """Commit ``batch`` in the writer's thread."""
-        self._write_batch(self._commit, batch, done)
+
+        def job(done: Callable[[CommitResult], None]) -> None:
+            self._tell(done, self._writer.commit(batch))
+            self._writer.checkpoint_if_due()
+
+        self._post_write(job, done)
 
     def resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        """Look whether ``batch`` is stored. Commits here never end as unknown, so no epoch needs raising."""
-        self._write_batch(self._resolve, batch, done)
+        """How ``batch`` ended. Commits here never end unknown, so that no epoch is raised."""
+        self._post_write(lambda done: self._tell(done, self._writer.resolve(batch)), done)
+
+    def _post_write(
+        self,
+        job: Callable[[Callable[[CommitResult], None]], None],
+        done: Callable[[CommitResult], None],
+    ) -> None:
+        assert not self._committing, "one commit at a time"
+        if self._closed is not None:
+            closed = CommitResult(Outcome.NOT_COMMITTED, f"{self._path} is closed")
+            self._loop.call_soon(done, closed)
+            return
+        self._committing = True
+
+        def ended(result: CommitResult) -> None:
+            self._committing = False
+            done(result)
+
+        self._writes.put(lambda: job(ended))
+
+    def sizes(self) -> Sizes:
+        """Of the database, pages that are still in its log included; some commits late, by at most
+        half a MiB.
+        """
+        return self._writer.sizes
+
+    def defragment(self, done: Callable[[BackendError | None], None]) -> None:
+        """Rebuild the file in the writer's thread."""
+        if self._closed is not None:
+            self._loop.call_soon(done, BackendError(f"{self._path} is closed"))
+            return
+        self._writes.put(lambda: self._tell(done, self._writer.vacuum()))
+
+    # -- reading -------------------------------------------------------------------------------
 
     def read_values(
         self, ids: Sequence[RowId], done: Callable[[list[bytes | None] | BackendError], None]
@@ -173,16 +228,35 @@ class SqliteBackend:
         """Rows greater than ``after``, at most ``rows_max``."""
         self._post_read(lambda reader: reader.rows(after, rows_max), done)
 
-    def sizes(self) -> Sizes:
-        """Of the database with the pages that are still in its log; at most half a megabyte of commits late."""
-        return self._writer.sizes
-
-    def defragment(self, done: Callable[[BackendError | None], None]) -> None:
-        """Rebuild the file; commits and other writers wait meanwhile."""
-        if self._closing is not None:
-            self._loop.call_soon(done, BackendError(f"{self._path} is closed"))
+    def _post_read(
+        self, read: Callable[[Reader], Result], done: Callable[[Result | BackendError], None]
+    ) -> None:
+        refused = self._refuses_reads()
+        if refused:
+            self._loop.call_soon(done, BackendError(refused))
             return
-        self._writes.put(lambda: self._tell(done, self._writer.vacuum()))
+        self._reads_waiting += 1
+
+        def ended(result: Result | BackendError) -> None:
+            self._reads_waiting -= 1
+            done(result)
+
+        def job(reader: Reader) -> None:
+            try:
+                self._tell(ended, read(reader))
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+                failure = BackendError(f"cannot read {self._path}: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                self._tell(ended, failure)
+
+        self._reads.put(job)
+
+    def _refuses_reads(self) -> str:
+        if self._closed is not None:
+            return f"{self._path} is closed"
+        if self._reads_waiting >= READS_MAX:
+            return f"{self._path} has {READS_MAX} reads waiting"
+        return ""
 
     # -- threads -------------------------------------------------------------------------------
 
@@ -198,89 +272,30 @@ class SqliteBackend:
     def _tell(self, done: Callable[[Result], None], result: Result) -> None:
         self._loop.call_soon_threadsafe(done, result)
 
-    def _write_batch(
-        self,
-        write: Callable[[Batch, Callable[[CommitResult], None]], None],
-        batch: Batch,
-        done: Callable[[CommitResult], None],
-    ) -> None:
-        assert not self._committing, "one commit at a time"
-        if self._closing is not None:
-            closed = CommitResult(Outcome.NOT_COMMITTED, f"{self._path} is closed")
-            self._loop.call_soon(done, closed)
-            return
-        self._committing = True
-
-        def committed(result: CommitResult) -> None:
-            self._committing = False
-            done(result)
-
-        self._writes.put(lambda: write(batch, committed))
-
-    def _commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        self._tell(done, self._writer.commit(batch))
-        self._writer.checkpoint_if_due()
-
-    def _resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        self._tell(done, self._writer.stored(batch))
-
-    def _post_read(
-        self, read: Callable[[Reader], Result], done: Callable[[Result | BackendError], None]
-    ) -> None:
-        if self._closing is not None:
-            self._loop.call_soon(done, BackendError(f"{self._path} is closed"))
-            return
-        if self._reads_waiting >= READS_MAX:
-            self._loop.call_soon(done, BackendError(f"{self._path}: {READS_MAX} reads are waiting"))
-            return
-        self._reads_waiting += 1
-
-        def answered(result: Result | BackendError) -> None:
-            self._reads_waiting -= 1
-            done(result)
-
-        def job(reader: Reader) -> None:
-            try:
-                self._tell(answered, read(reader))
-            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-                failure = BackendError(f"cannot read {self._path}: {type(error).__name__}: {error}")
-                failure.__cause__ = error
-                self._tell(answered, failure)
-
-        self._reads.put(job)
-
     def _in_reader(self, read: Callable[[Reader], Result]) -> "asyncio.Future[Result]":
         future: asyncio.Future[Result] = self._loop.create_future()
-
-        def done(result: Result | BackendError) -> None:
-            if future.done():
-                return
-            if isinstance(result, BackendError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        self._post_read(read, done)
+        self._post_read(read, lambda result: _settle(future, result))
         return future
 
     def _in_writer(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
         future: asyncio.Future[Result] = self._loop.create_future()
 
-        def done(result: Result | None, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
         def job() -> None:
             try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
-                self._loop.call_soon_threadsafe(done, None, error)
-            else:
-                self._loop.call_soon_threadsafe(done, result, None)
+                result: Result | BaseException = function()
+            except BaseException as error:  # noqa: BLE001 - raised where the future is awaited
+                result = error
+            self._loop.call_soon_threadsafe(_settle, future, result)
 
         self._writes.put(job)
         return future
+
+
+def _settle(future: "asyncio.Future[Result]", result: Result | BaseException) -> None:
+    """Give ``future`` its end, unless its waiter was cancelled."""
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

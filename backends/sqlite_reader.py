@@ -1,12 +1,13 @@
 """Reading rows from an SQLite file, packed so that a statement is one step.
 
-The driver gives up the interpreter's lock around every step and, while the event loop is busy, waits up to the
-interpreter's switch interval to get it back. Rows fetched one by one would pay that for each row; SQLite therefore
-joins a page of rows into one row of a few columns (see ``schema``), and Python cuts it up again.
+The driver gives up the interpreter's lock around every step and, while the event loop is busy,
+waits up to the interpreter's switch interval to get it back. Rows fetched one by one would pay that
+for each row; SQLite therefore joins a page of rows into one row of a few columns (see ``schema``),
+and Python cuts it up again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import apsw
 
@@ -14,13 +15,13 @@ from backends.schema import Statements
 from kvstore.backend import IndexRow, LeaseRow, Row, RowId
 
 VALUES_PER_STATEMENT = 128
-"""Of values or of rows with their values: at 1.5 MiB each, SQLite joins at most 192 MiB at a time."""
+"""Of values, or of rows with values: at 1.5 MiB each, SQLite joins at most 192 MiB at a time."""
 
 Packed = tuple[str | bytes | None, ...]
 
 
 class Reader:
-    """Reads through one connection, in short statements: none stays open, so that none holds a checkpoint back.
+    """Reads through one connection, in short statements: none stays open and holds the log back.
 
     Every method raises ``apsw.Error`` when storage fails.
     """
@@ -54,9 +55,7 @@ class Reader:
         sized = self._statements.select_values
         for start in range(0, len(ids), VALUES_PER_STATEMENT):
             part = ids[start : start + VALUES_PER_STATEMENT]
-            size = sized.fit(len(part))
-            padding = (None,) * (2 * (size - len(part)))
-            packed = self._row(sized.texts[size], (*chain.from_iterable(part), *padding))
+            packed = self._row(*sized.fitting(part))
             lengths = list(_numbers(packed[0]))[: len(part)]
             if -1 in lengths:
                 cut = _cut(packed[1], [max(length, 0) for length in lengths])
@@ -75,7 +74,7 @@ class Reader:
         """Close the connection."""
         self._connection.close()
 
-    def _row(self, text: str, given: tuple[int | None, ...]) -> Packed:
+    def _row(self, text: str, given: tuple[object, ...]) -> Packed:
         cursor = self._connection.execute(text, given)
         row: Packed | None = cursor.fetchone()
         cursor.close()
@@ -90,7 +89,7 @@ def _numbers(joined: str | bytes | None) -> Iterator[int]:
 
 
 def _cut(joined: str | bytes | None, lengths: list[int]) -> Iterator[bytes]:
-    """``joined`` cut into pieces of ``lengths``, which may leave a rest; None where there was nothing to join."""
+    """``joined`` cut into pieces of ``lengths``; it is None when there was nothing to join."""
     whole = joined or b""
     assert isinstance(whole, bytes), "keys and values are joined as a blob"
     ends = list(accumulate(lengths, initial=0))

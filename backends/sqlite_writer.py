@@ -1,22 +1,31 @@
-"""Writing to an SQLite file: the one connection that commits and checkpoints, without threads or a loop.
+"""Writing to an SQLite file: the one connection that commits and checkpoints, without threads.
 
-**Commit.** A batch is one transaction. Its first statement moves the fence row's tip on condition that epoch and tip
-are the expected ones; when that changes no row, nothing else is tried.
+**Commit.** A batch of rows is one statement and so one transaction: it inserts all rows if the
+fence row still has our epoch, and none otherwise; the number of inserted rows tells. The driver
+gives up the interpreter's lock for each step of a statement, and with a busy event loop each time
+waits for it: one step is the least there can be. A batch with other parts, or with more rows than a
+statement takes, is a transaction of several statements, the first of which checks the epoch.
 
-**The log.** SQLite appends pages to the write-ahead log and syncs it at every commit (synchronous=FULL). Checkpoints
-copy them into the database. They run here, between two batches, once ``checkpoint_bytes`` have been appended; then
-the next commit starts over at the beginning of the log, whose file keeps its length: overwriting is cheaper to sync
-than growing. A reader in the middle of a statement keeps the log from being started over, so that it may grow beyond;
-from half of ``wal_bytes_max`` a checkpoint waits for readers, and above ``wal_bytes_max`` commits are refused until
-one succeeds.
+**Tip.** Only the holder of the epoch moves the tip, so that the tip we know is the tip, as long as
+the epoch is ours: a batch that expects another one is refused without asking. It is the greater of
+the last row's revision and the fence row's ``tip``, which is written only by transactions of
+several statements; these may delete the last row.
 
-**Failures.** Full and busy are definite once the transaction is seen to be gone and the tip unmoved: nothing was
-stored. Any other error, the sync above all, breaks the writer for good: after a failed ``fsync`` the kernel may call
-pages clean that never reached the disk, so that neither a retry nor a look at the file proves anything.
+**The log.** SQLite appends pages to the write-ahead log and syncs it at every commit
+(synchronous=FULL). Checkpoints copy them into the database. They run here, between two batches,
+once ``checkpoint_bytes`` have been appended; then the next commit starts over at the beginning of
+the log, whose file keeps its length: overwriting is cheaper to sync than growing. A reader in the
+middle of a statement keeps the log from being started over, so that it may grow beyond; from half
+of ``wal_bytes_max`` a checkpoint waits for readers, and above ``wal_bytes_max`` commits are refused
+until one succeeds.
+
+**Failures.** Full, busy and out of memory are definite once the transaction is seen to be gone and
+the tip unmoved: nothing was stored. Any other error, the sync above all, breaks the writer for
+good: after a failed ``fsync`` the kernel may call pages clean that never reached the disk, so that
+neither a retry nor a look at the file proves anything.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 
 import apsw
@@ -26,14 +35,15 @@ from kvstore.backend import Batch, CommitResult, Fence, Outcome, Sizes
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
 
-SIZES_REFRESH_PAGES = 64
+_SIZES_REFRESH_PAGES = 64
 """``sizes`` is taken anew once this many pages have been written."""
 
 _DEFINITE = (apsw.FullError, apsw.BusyError, apsw.NoMemError)
+_COMMITTED = CommitResult(Outcome.COMMITTED)
 
 
 class Writer:
-    """Owns the writing connection; used by one thread only, except for ``sizes``."""
+    """Owns the writing connection; used by one thread only, except for ``sizes`` and ``broken``."""
 
     def __init__(
         self, path: Path, connection: apsw.Connection, statements: Statements, config: SqliteConfig
@@ -46,13 +56,18 @@ class Writer:
         self._page_bytes: int = connection.pragma("page_size")
         self._checkpoint_pages = config.checkpoint_bytes // self._page_bytes
         self._log_bytes_max = config.wal_bytes_max
-        self._written = self._pages_written()
+        self._tip = 0
+        self._last: tuple[Batch, CommitResult] | None = None
+        self._pages_written = self._count_pages()
         self._pages_logged = 0
         self._pages_unsized = 0
         self.sizes = self._take_sizes()
 
     def take(self) -> Fence:
-        """Raise the epoch durably and read the fence row. Raises ``BackendError`` or ``apsw.Error``."""
+        """Raise the epoch durably and read the fence row.
+
+        Raises ``BackendError`` or ``apsw.Error``.
+        """
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         execute(self._statements.raise_epoch)
@@ -61,7 +76,9 @@ class Writer:
             raise BackendError(f"{self._connection.filename} has no fence row")
         execute("COMMIT")
         cluster_id, member_id, *others = row
-        return Fence(unsigned(cluster_id), unsigned(member_id), *others)
+        fence = Fence(unsigned(cluster_id), unsigned(member_id), *others)
+        self._tip = fence.tip
+        return fence
 
     def commit(self, batch: Batch) -> CommitResult:
         """Store all of ``batch``, or nothing."""
@@ -72,44 +89,44 @@ class Writer:
                 Outcome.NOT_COMMITTED, "the write-ahead log is full: a reader holds it"
             )
         try:
-            return self._transact(batch)
+            result = self._store(batch)
         except _DEFINITE as error:
-            self._pages_logged = max(self._pages_logged, self._checkpoint_pages)
-            return self._undone(batch, error)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the writer is not to be trusted
-            return self._break(error)
+            result = self._undone(batch, error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is certain any more
+            result = self._break(error)
+        self._last = (batch, result)
+        return result
 
-    def stored(self, batch: Batch) -> CommitResult:
-        """Is ``batch`` stored? It has been tried and its outcome was not noticed."""
+    def resolve(self, batch: Batch) -> CommitResult:
+        """How ``batch`` ended, for whoever missed it: commits here always have a definite end."""
         if self.broken:
             return CommitResult(Outcome.BROKEN, self.broken)
-        try:
-            epoch, tip = self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
-        except apsw.Error as error:
-            return self._break(error)
-        if epoch != batch.epoch or tip not in (batch.tip_before, batch.tip):
-            return _fenced(batch)
-        return CommitResult(Outcome.COMMITTED if tip == batch.tip else Outcome.NOT_COMMITTED)
+        if self._last is not None and self._last[0] == batch:
+            return self._last[1]
+        if batch.tip_before != self._tip:
+            return self._fenced(batch)
+        return CommitResult(Outcome.NOT_COMMITTED, "the batch has not been tried")
 
     def checkpoint_if_due(self) -> None:
         """Checkpoint when the log has grown enough; a failure shows at the next commit."""
         if self._pages_logged < self._checkpoint_pages or self.broken:
             return
-        waits = self._log_bytes() > self._log_bytes_max // 2
+        wait = self._log_bytes() > self._log_bytes_max // 2
         try:
             self._checkpoint(
-                apsw.SQLITE_CHECKPOINT_RESTART if waits else apsw.SQLITE_CHECKPOINT_PASSIVE
+                apsw.SQLITE_CHECKPOINT_RESTART if wait else apsw.SQLITE_CHECKPOINT_PASSIVE
             )
             self.sizes = self._take_sizes()
         except apsw.Error as error:
             self._break(error)
 
     def vacuum(self) -> BackendError | None:
-        """Rebuild the file without free pages."""
+        """Rebuild the file without free pages; needs room for two copies meanwhile."""
         if self.broken:
             return BackendError(self.broken)
         try:
             self._connection.execute("VACUUM")
+            self._pages_written = self._count_pages()
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self.sizes = self._take_sizes()
         except _DEFINITE as error:
@@ -119,61 +136,78 @@ class Writer:
         return None
 
     def close(self) -> None:
-        """Checkpoint, unless broken, and close the connection. Raises ``apsw.Error`` if that fails."""
+        """Checkpoint, unless broken, and close. Raises ``apsw.Error`` if that fails."""
         try:
             if not self.broken:
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-                self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         finally:
             self._connection.close()
 
     # -- a batch -------------------------------------------------------------------------------
 
-    def _transact(self, batch: Batch) -> CommitResult:
-        execute = self._connection.execute
-        s = self._statements
+    def _store(self, batch: Batch) -> CommitResult:
+        if batch.tip_before != self._tip:
+            return self._fenced(batch)
+        if _is_plain(batch):
+            text, given = self._statements.insert_rows.fitting(batch.rows, batch.epoch)
+            self._connection.execute(text, given)
+            stored = self._connection.changes() == len(batch.rows)
+        else:
+            stored = self._store_parts(batch)
+        if not stored:
+            return self._fenced(batch)
+        self._tip = batch.tip
+        written = self._count_pages()
+        self._pages_logged += written - self._pages_written
+        self._pages_unsized += written - self._pages_written
+        self._pages_written = written
+        if self._pages_unsized >= _SIZES_REFRESH_PAGES or batch.drops:
+            self.sizes = self._take_sizes()
+        return _COMMITTED
+
+    def _store_parts(self, batch: Batch) -> bool:
+        """In a transaction of several statements; False when another process owns the shard."""
+        s, execute = self._statements, self._connection.execute
         execute("BEGIN IMMEDIATE")
-        execute(s.advance, (batch.tip, batch.epoch, batch.tip_before))
+        execute(s.advance, (batch.tip, batch.epoch))
         if self._connection.changes() != 1:
             execute("ROLLBACK")
-            return _fenced(batch)
-        self._each(s.insert_rows, batch.rows)
-        if batch.drops:
-            self._each(s.delete_rows, batch.drops)
-        if batch.lease_deletes or batch.lease_puts:
-            self._each(s.delete_leases, [(i,) for i in (*batch.lease_deletes, *batch.lease_puts)])
-            self._each(s.insert_leases, list(batch.lease_puts.values()))
+            return False
+        self._each(s.insert_rows, batch.rows, batch.epoch)
+        self._each(s.delete_rows, batch.drops)
+        self._each(s.delete_leases, [(i,) for i in (*batch.lease_deletes, *batch.lease_puts)])
+        self._each(s.insert_leases, list(batch.lease_puts.values()))
         if batch.compact_revision is not None:
             execute(s.set_compact_revision, (batch.compact_revision,))
         execute("COMMIT")
-        written = self._pages_written()
-        self._pages_logged += written - self._written
-        self._pages_unsized += written - self._written
-        self._written = written
-        if self._pages_unsized >= SIZES_REFRESH_PAGES:
-            self.sizes = self._take_sizes()
-        return CommitResult(Outcome.COMMITTED)
+        return True
 
-    def _each(self, sized: Sized, rows: Sequence[tuple[object, ...]]) -> None:
+    def _each(self, sized: Sized, rows: Sequence[Sequence[object]], *more: object) -> None:
         """Run a sized statement over all ``rows``."""
         for start in range(0, len(rows), SIZE_MAX):
-            part = rows[start : start + SIZE_MAX] if len(rows) > SIZE_MAX else rows
-            size = sized.fit(len(part))
-            padding = (None,) * (sized.width * (size - len(part)))
-            self._connection.execute(sized.texts[size], (*_flat(part), *padding))  # type: ignore[arg-type]
+            text, given = sized.fitting(rows[start : start + SIZE_MAX], *more)
+            self._connection.execute(text, given)
 
     # -- what went wrong -----------------------------------------------------------------------
+
+    def _fenced(self, batch: Batch) -> CommitResult:
+        wanted = f"epoch {batch.epoch}, tip {batch.tip_before}"
+        reason = f"another process owns the shard: it is not at {wanted}"
+        return CommitResult(Outcome.FENCED, reason)
 
     def _undone(self, batch: Batch, error: apsw.Error) -> CommitResult:
         """Make sure that nothing of the failed ``batch`` is left."""
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            epoch, tip = self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
-        except Exception as second:  # noqa: BLE001 - see commit
+            found = self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
+        except apsw.Error as second:
             return self._break(second)
-        if (epoch, tip) != (batch.epoch, batch.tip_before):
+        if found != (batch.epoch, batch.tip_before):
             return self._break(error)
+        self._pages_written = self._count_pages()
+        self._pages_logged = max(self._pages_logged, self._checkpoint_pages)
         return CommitResult(Outcome.NOT_COMMITTED, str(error))
 
     def _break(self, error: Exception) -> CommitResult:
@@ -183,27 +217,29 @@ class Writer:
     # -- the log -------------------------------------------------------------------------------
 
     def _checkpoint(self, mode: int) -> None:
-        """Copy the log into the database. Full and busy leave the rest in the log, for another time."""
+        """Copy the log into the database. When that is held up (full, busy), the log goes on to
+        grow and it is tried again half a log later. Raises ``apsw.Error``.
+        """
         try:
             logged, copied = self._connection.wal_checkpoint(mode=mode)
+            self._pages_logged = min(logged - copied, self._checkpoint_pages // 2)
         except _DEFINITE:
             self._pages_logged = self._checkpoint_pages // 2
-            return
-        self._pages_logged = max(0, logged - copied)
 
     def _log_is_full(self) -> bool:
-        if (
-            self._pages_logged < self._checkpoint_pages // 2
-            or self._log_bytes() < self._log_bytes_max
-        ):
+        """Is the log beyond its limit, and cannot be emptied?"""
+        if self._log_bytes() < self._log_bytes_max:
             return False
-        self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        try:
+            self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.Error as error:
+            self._break(error)
         return self._log_bytes() >= self._log_bytes_max
 
     def _log_bytes(self) -> int:
         return self._log_path.stat().st_size
 
-    def _pages_written(self) -> int:
+    def _count_pages(self) -> int:
         """Pages that this connection has appended to the log since it was opened."""
         return self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
 
@@ -214,10 +250,12 @@ class Writer:
         return Sizes(pages * self._page_bytes, (pages - free) * self._page_bytes)
 
 
-def _fenced(batch: Batch) -> CommitResult:
-    wanted = f"epoch {batch.epoch}, tip {batch.tip_before}"
-    return CommitResult(Outcome.FENCED, f"another process owns the shard: it is not at {wanted}")
-
-
-def _flat(rows: Iterable[tuple[object, ...]]) -> Iterable[object]:
-    return chain.from_iterable(rows)
+def _is_plain(batch: Batch) -> bool:
+    """Has the batch rows only, and no more than one statement takes?"""
+    return (
+        0 < len(batch.rows) <= SIZE_MAX
+        and not batch.drops
+        and not batch.lease_puts
+        and not batch.lease_deletes
+        and batch.compact_revision is None
+    )
