@@ -1,6 +1,6 @@
-"""etcdserverpb.Maintenance: Status, Alarm, Defragment, Hash, HashKV.
+"""etcdserverpb.Maintenance: Status, Alarm, Defragment, Hash, HashKV, MoveLeader.
 
-Snapshot, MoveLeader and Downgrade are not served: UNIMPLEMENTED.
+Snapshot and Downgrade are not served: UNIMPLEMENTED.
 
 There is no quota, so no alarm is ever raised: asking for alarms gives none, disarming one that is
 not there gives none (both as in etcd), and arming one by request is refused as UNIMPLEMENTED
@@ -45,6 +45,7 @@ class MaintenanceService:
             Method.unary(_SERVICE + b"Defragment", self.defragment),
             Method.unary(_SERVICE + b"Hash", self.hash),
             Method.unary(_SERVICE + b"HashKV", self.hash_kv),
+            Method.unary(_SERVICE + b"MoveLeader", self.move_leader),
         ]
 
     def status(self, payload: bytes, _call: Call) -> bytes:
@@ -78,6 +79,13 @@ class MaintenanceService:
         if request.action == pb.AlarmRequest.ACTIVATE and request.alarm != pb.NONE:
             raise StatusError(errors.UNIMPLEMENTED, "etcdserver: alarms cannot be armed by request")
         return self._header.at(self._commits.durable)
+
+    def move_leader(self, payload: bytes, _call: Call) -> bytes:
+        """Maintenance.MoveLeader: the only member leads, so it can be moved to that one alone."""
+        target = decode.parse(pb.MoveLeaderRequest.FromString, payload).targetID
+        if target != self._header.member_id:
+            raise StatusError(errors.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+        return b""
 
     # -- defragmentation ---------------------------------------------------------------------------
 

@@ -310,6 +310,18 @@ def test_alarms_are_not_armed_by_request(service: MaintenanceService) -> None:
         assert serve(service.alarm, request.SerializeToString()).failed == failed
 
 
+def test_the_leader_can_be_moved_to_itself(service: MaintenanceService) -> None:
+    """As in an etcd of one member; the answer has no header."""
+    for target, body, failed in (
+        (2, b"", None),
+        (0, None, (9, "etcdserver: bad leader transferee")),
+        (3, None, (9, "etcdserver: bad leader transferee")),
+    ):
+        request = pb.MoveLeaderRequest(targetID=target)
+        call = serve(service.move_leader, request.SerializeToString())
+        assert (call.body, call.failed) == (body, failed)
+
+
 def test_defragment_gives_space_back_on_every_shard() -> None:
     """One after the other; the answer is empty; a second one meanwhile is refused."""
     engine = Engine(routes={b"x/": 1})
