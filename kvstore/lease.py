@@ -170,6 +170,11 @@ class Lessor:
         """Grants whose ticket failed; ``tick`` asks again."""
         self.half_revoked: list[tuple[int, tuple[int, ...]]] = []
         """Leases and shards of keys whose ticket failed; likewise."""
+        self.granted_total = 0
+        self.renewed_total = 0
+        self.revoked_total = 0
+        """Those that expired included."""
+        self.expired_total = 0
 
     def bind(self, store: Store) -> None:
         """Give it the store that deletes keys; once, right after both exist."""
@@ -263,6 +268,7 @@ class Lessor:
         lease = _Lease(ttl=ttl, remainder=0, expiry=now + ttl, state=_GRANTED)
         self._leases[lease_id] = lease
         self._put_down(lease_id, lease, now)
+        self.granted_total += 1
         self._commits.append_lease(put=LeaseRow(lease_id, ttl, 0))
         self._commits.release(HOME_ONLY, _WhenGranted(self, [lease]), b"")
         return lease_id, ttl
@@ -295,6 +301,7 @@ class Lessor:
             self._commits.append_lease(put=LeaseRow(lease_id, lease.ttl, 0))
             lease.remainder = 0
         lease.expiry = now + lease.ttl
+        self.renewed_total += 1
         return lease.ttl
 
     def time_to_live(self, lease_id: int, *, keys: bool) -> TimeToLive | None:
@@ -388,6 +395,8 @@ class Lessor:
             self._revoke(lease_id, lease)
         except StoreError:
             lease.slot = self._agenda.add(lease_id, now + self._config.tick_interval)
+        else:
+            self.expired_total += 1
 
     def _checkpoint(self, lease_id: int, lease: _Lease, now: float) -> int:
         """Record what is left of a long lease; how many rows that took, 0 or 1."""
@@ -419,6 +428,7 @@ class Lessor:
         shards = self._shards(keys)
         self._check_room(shards)
         lease.state = _REVOKING
+        self.revoked_total += 1
         self._agenda.remove(lease_id, lease.slot)
         if shards == HOME_ONLY:
             # The row goes first: a batch may close behind the keys, and one batch takes both.

@@ -194,6 +194,19 @@ def test_leases_expire_after_their_ttl_in_order(engine: Engine) -> None:
     assert (engine.lessor.leases(), engine.disks[0].leases) == ([], {})
 
 
+def test_what_happened_is_counted(engine: Engine) -> None:
+    """Grants, renewals, revokes and, among those, expiries; refusals are none of them."""
+    for lease_id in (1, 2, 3):
+        engine.granted(lease_id, 10)
+    engine.lessor.keep_alive(1)
+    engine.lessor.keep_alive(99)
+    engine.lessor.revoke(1)
+    engine.pass_time(11)
+    lessor = engine.lessor
+    counted = (lessor.granted_total, lessor.renewed_total, lessor.revoked_total)
+    assert (counted, lessor.expired_total) == ((3, 1, 3), 2)
+
+
 def test_a_renewed_lease_lives_on(engine: Engine) -> None:
     """A keep-alive gives the whole TTL again, counted from then."""
     engine.granted(1, 10)

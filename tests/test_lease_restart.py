@@ -48,6 +48,13 @@ def test_a_restart_gives_a_long_lease_what_was_left(engine: Engine) -> None:
     assert 2600 <= remainder <= 2600 + 301
 
 
+def test_a_restart_may_give_more_time_to_all() -> None:
+    """For clients that could not renew while the server was away."""
+    engine = Engine(config=Config(lease=LeaseConfig(extend_on_start=5.0)))
+    engine.granted(1, 60)
+    assert (engine.left(1), engine.crash().left(1)) == (60, 65)
+
+
 def test_many_restarts_do_not_keep_a_long_lease_for_ever(engine: Engine) -> None:
     """A server that crashes oftener than the interval still gets to record remainders."""
     engine.granted(1, 1000)
