@@ -25,8 +25,8 @@ _SERVICE = b"/etcdserverpb.Lease/"
 KEEP_ALIVES_WAITING_MAX = 1_000
 """Keep-alives of one stream that wait for the one before; above: the stream ends with
 ResourceExhausted, too many requests."""
-LIST_STEP = 2_000
-"""Leases sorted or encoded before other requests have their turn (some ms)."""
+LIST_STEP = 1_000
+"""Leases sorted or encoded before other requests have their turn (about 2 ms)."""
 _OUTBOX_BYTES_MAX = 64 * 1024
 """Answers that a client has not read; above: its keep-alives wait."""
 
