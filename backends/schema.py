@@ -33,6 +33,7 @@ from sqlalchemy import (
     cast,
     column,
     delete,
+    exists,
     func,
     insert,
     literal_column,
@@ -171,10 +172,9 @@ class Statements:
         self.raise_epoch = text(
             update(fence).where(own).values(epoch=f.epoch + literal_column("1"), tip=tip)
         )
-        self.advance = text(
-            update(fence).where(own, f.epoch == bindparam("held")).values(tip=bindparam("reached"))
-        )
-        """(tip, epoch): changes no row when another process owns the shard."""
+        held = (own, f.epoch == bindparam("epoch_held"), f.tip <= bindparam("before"))
+        self.advance = text(update(fence).where(*held).values(tip=bindparam("reached")))
+        """(tip, epoch, tip_before): changes no row when another process owns the shard."""
         self.set_compact_revision = text(
             update(fence).where(own).values(compact_revision=bindparam("compacted"))
         )
@@ -187,12 +187,17 @@ class Statements:
 
     def _make_row_statements(self) -> None:
         r = revisions.c
-        epoch = select(fence.c.epoch).where(fence.c.id == literal_column("1")).scalar_subquery()
-        self.insert_rows = self._sized(
-            r.keys(), lambda rows: _insert_given(revisions, rows, epoch == bindparam("held"))
+        f = fence.c
+        own = and_(
+            f.id == literal_column("1"),
+            f.epoch == bindparam("held"),
+            f.tip <= bindparam("before"),
         )
-        """(rows in the table's order of columns, epoch): inserts all or, when another process owns
-        the shard, none."""
+        self.insert_rows = self._sized(
+            r.keys(), lambda rows: _insert_given(revisions, rows, exists().where(own))
+        )
+        """(rows in the table's order of columns, epoch, tip_before): inserts all or, when another
+        process owns the shard, none."""
         self.delete_rows = self._sized(
             ["revision", "sub"],
             lambda ids: delete(revisions).where(tuple_(r.revision, r.sub).in_(select(ids))),

@@ -1,15 +1,15 @@
 """Writing to an SQLite file: the one connection that commits and checkpoints, without threads.
 
 **Commit.** A batch of rows is one statement and so one transaction: it inserts all rows if the
-fence row still has our epoch, and none otherwise; the number of inserted rows tells. The driver
+fence row is still as we left it, and none otherwise; the number of inserted rows tells. The driver
 gives up the interpreter's lock for each step of a statement, and with a busy event loop each time
 waits for it: one step is the least there can be. A batch with other parts, or with more rows than a
-statement takes, is a transaction of several statements, the first of which checks the epoch.
+statement takes, is a transaction of several statements; the first updates the fence row, or not.
 
-**Tip.** Only the holder of the epoch moves the tip, so that the tip we know is the tip, as long as
-the epoch is ours: a batch that expects another one is refused without asking. It is the greater of
-the last row's revision and the fence row's ``tip``, which is written only by transactions of
-several statements; these may delete the last row.
+**Tip.** It is the greater of the last row's revision and the fence row's ``tip``, which only
+transactions of several statements write (they may delete the last row): one page less to sync.
+Only the holder of the epoch moves the tip, so that the tip we know is the tip as long as the epoch
+is ours: a batch that expects another one is refused without asking.
 
 **The log.** SQLite appends pages to the write-ahead log and syncs it at every commit
 (synchronous=FULL). Checkpoints copy them into the database. They run here, between two batches,
@@ -130,7 +130,7 @@ class Writer:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self.sizes = self._take_sizes()
         except _DEFINITE as error:
-            return BackendError(f"defragmentation failed: {error}")
+            return BackendError(f"defragmentation failed: {describe(error)}")
         except apsw.Error as error:
             return BackendError(self._break(error).reason)
         return None
@@ -150,7 +150,9 @@ class Writer:
         if batch.tip_before != self._tip:
             return self._fenced(batch)
         if _is_plain(batch):
-            text, given = self._statements.insert_rows.fitting(batch.rows, batch.epoch)
+            text, given = self._statements.insert_rows.fitting(
+                batch.rows, batch.epoch, batch.tip_before
+            )
             self._connection.execute(text, given)
             stored = self._connection.changes() == len(batch.rows)
         else:
@@ -170,11 +172,11 @@ class Writer:
         """In a transaction of several statements; False when another process owns the shard."""
         s, execute = self._statements, self._connection.execute
         execute("BEGIN IMMEDIATE")
-        execute(s.advance, (batch.tip, batch.epoch))
+        execute(s.advance, (batch.tip, batch.epoch, batch.tip_before))
         if self._connection.changes() != 1:
             execute("ROLLBACK")
             return False
-        self._each(s.insert_rows, batch.rows, batch.epoch)
+        self._each(s.insert_rows, batch.rows, batch.epoch, batch.tip)
         self._each(s.delete_rows, batch.drops)
         self._each(s.delete_leases, [(i,) for i in (*batch.lease_deletes, *batch.lease_puts)])
         self._each(s.insert_leases, list(batch.lease_puts.values()))
@@ -208,10 +210,10 @@ class Writer:
             return self._break(error)
         self._pages_written = self._count_pages()
         self._pages_logged = max(self._pages_logged, self._checkpoint_pages)
-        return CommitResult(Outcome.NOT_COMMITTED, str(error))
+        return CommitResult(Outcome.NOT_COMMITTED, describe(error))
 
     def _break(self, error: Exception) -> CommitResult:
-        self.broken = f"{type(error).__name__}: {error}"
+        self.broken = describe(error)
         return CommitResult(Outcome.BROKEN, self.broken)
 
     # -- the log -------------------------------------------------------------------------------
@@ -248,6 +250,13 @@ class Writer:
         free: int = self._connection.pragma("freelist_count")
         self._pages_unsized = 0
         return Sizes(pages * self._page_bytes, (pages - free) * self._page_bytes)
+
+
+def describe(error: Exception) -> str:
+    """What went wrong in one line: SQLite's name for it, and its text."""
+    code: int = getattr(error, "extendedresult", 0)
+    name = apsw.mapping_extended_result_codes.get(code, type(error).__name__)
+    return f"{name}: {error}" if str(error) else str(name)
 
 
 def _is_plain(batch: Batch) -> bool:

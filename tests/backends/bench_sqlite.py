@@ -1,0 +1,315 @@
+"""What the SQLite backend costs: run `python -m tests.backends.bench_sqlite [NAME ...]`.
+
+Prints one table per name, all of them by default. The figures in `backends/DESIGN.md` come from
+here. Files are made in a temporary directory below `--directory` (default: the current one), which
+must be on the disk in question.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import apsw
+
+from backends import sqlite_file
+from backends.schema import Statements, sqlite_dialect
+from backends.sqlite_reader import Reader
+from backends.sqlite_writer import Writer
+from kvstore.backend import Batch, Outcome, Row
+from kvstore.config import SqliteConfig
+
+KIB = 1024
+STATEMENTS = Statements(sqlite_dialect())
+BLOCK = os.urandom(1 << 20)
+
+
+def rows(first: int, count: int, value_bytes: int = KIB) -> list[Row]:
+    """Rows as agents' writes make them: a key of 40 bytes, an incompressible value."""
+    made: list[Row] = []
+    for revision in range(first, first + count):
+        key = b"/registry/pods/default/pod-%013d" % (revision * 7919 % 100_000_007)
+        start = revision * 37 % (len(BLOCK) - value_bytes)
+        made.append((revision, 0, key, revision, 1, 0, BLOCK[start : start + value_bytes]))
+    return made
+
+
+def quantile(values: list[float], q: float) -> float:
+    """The value below which the fraction `q` lies, of a non-empty list."""
+    return sorted(values)[min(int(len(values) * q), len(values) - 1)]
+
+
+class Store:
+    """A store in a directory of its own, written without threads."""
+
+    def __init__(self, directory: Path, config: SqliteConfig | None = None) -> None:
+        self.path = Path(tempfile.mkdtemp(dir=directory)) / "kvstore.db"
+        self.config = config or SqliteConfig()
+        sqlite_file.create(self.path, "bench")
+        connection = sqlite_file.open_writer(self.path, STATEMENTS, self.config)
+        self.connection = connection
+        self.writer = Writer(self.path, connection, STATEMENTS, self.config)
+        self.fence = self.writer.take()
+        self.tip = self.fence.tip
+
+    def batch(self, count: int, value_bytes: int = KIB) -> Batch:
+        """The next batch of `count` rows."""
+        made = rows(self.tip + 1, count, value_bytes)
+        before, self.tip = self.tip, self.tip + count
+        return Batch(self.fence.epoch, before, self.tip, made)
+
+    def fill(self, count: int, value_bytes: int = KIB) -> "Store":
+        """Commit `count` rows."""
+        for _ in range(count // 500):
+            assert self.writer.commit(self.batch(500, value_bytes)).outcome is Outcome.COMMITTED
+            self.writer.checkpoint_if_due()
+        return self
+
+    def reader(self) -> Reader:
+        """A reader with a connection of its own."""
+        return Reader(sqlite_file.open_reader(self.path, self.config), STATEMENTS)
+
+    def close(self) -> None:
+        """Close and delete."""
+        self.writer.close()
+        for file in self.path.parent.iterdir():
+            file.unlink()
+        self.path.parent.rmdir()
+
+
+def syncs(directory: Path) -> Iterator[str]:
+    """What the disk takes for a sync after writing 4 KiB, appended and overwritten."""
+    path = directory / "syncs"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    for how in ("appended", "overwritten"):
+        taken: list[float] = []
+        for n in range(400):
+            began = time.perf_counter()
+            os.pwrite(descriptor, BLOCK[:4096], n * 4096)
+            os.fdatasync(descriptor)
+            taken.append(time.perf_counter() - began)
+        yield f"{how:12} p50 {quantile(taken, 0.5) * 1e3:6.3f} ms  p99 {quantile(taken, 0.99) * 1e3:6.3f} ms"
+    os.close(descriptor)
+    path.unlink()
+
+
+def commits(directory: Path) -> Iterator[str]:
+    """Commits by batch size and value size: latency, throughput, CPU of the writer's thread, bytes
+    appended to the log. Checkpoints are inside the throughput and outside the latency.
+    """
+    for value_bytes in (KIB, 2 * KIB, 16 * KIB):
+        for count, total in ((1, 2_000), (10, 10_000), (100, 50_000), (1_000, 50_000)):
+            store = Store(directory)
+            store.fill(500)
+            taken, spent, busy = [], 0.0, 0.0
+            pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+            for batch in [store.batch(count, value_bytes) for _ in range(total // count)]:
+                began, cpu = time.perf_counter(), time.thread_time()
+                assert store.writer.commit(batch).outcome is Outcome.COMMITTED
+                taken.append(time.perf_counter() - began)
+                store.writer.checkpoint_if_due()
+                busy += time.perf_counter() - began
+                spent += time.thread_time() - cpu
+            pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] - pages
+            store.close()
+            yield (
+                f"{value_bytes:6} B  batch {count:5}  p50 {quantile(taken, 0.5) * 1e3:7.3f} ms"
+                f"  p99 {quantile(taken, 0.99) * 1e3:7.3f} ms  {total / busy:8.0f} rows/s"
+                f"  {spent / total * 1e6:6.1f} us CPU/row"
+                f"  {pages * sqlite_file.PAGE_BYTES / total:7.0f} log B/row"
+            )
+
+
+def python_cost(directory: Path) -> Iterator[str]:
+    """CPU per row that holds the interpreter's lock: flattening and binding, without SQLite's step
+    (a statement that takes the parameters and does nothing with them).
+    """
+    store = Store(directory)
+    for count in (1, 10, 100, 500):
+        batch = rows(2, count)
+        text, given = STATEMENTS.insert_rows.fitting(batch, 1)
+        holes = ",".join("?" * len(given))
+        nothing = f"SELECT 1 WHERE 0 AND 1 IN ({holes})"
+        store.connection.execute(nothing, given)
+        times = 20_000 // count
+        began = time.thread_time()
+        for _ in range(times):
+            _, given = STATEMENTS.insert_rows.fitting(batch, 1)
+            store.connection.execute(nothing, given)
+        spent = (time.thread_time() - began) / times
+        yield f"batch {count:4}  {spent * 1e6:7.1f} us  {spent / count * 1e6:6.2f} us/row"
+    store.close()
+
+
+def spin(until: Callable[[], bool]) -> int:
+    """Keep the interpreter busy, as a loop with much to do would; returns turns of work done."""
+    turns = 0
+    while not until():
+        for _ in range(20):
+            pass
+        turns += 1
+    return turns
+
+
+def busy_loop(directory: Path) -> Iterator[str]:
+    """Commits and reads while the main thread never rests: the wait for the interpreter's lock, by
+    switch interval, and what the main thread still gets done (100 % is without any commit).
+    """
+    before = sys.getswitchinterval()
+    began = time.perf_counter()
+    full = spin(lambda: time.perf_counter() - began > 1.0)
+    for interval in (0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001):
+        sys.setswitchinterval(interval)
+        for name, count in (("commit", 1), ("commit", 100), ("read", 500)):
+            yield f"switch {interval * 1e3:4.1f} ms  {name} {count:4}  " + _busy(
+                directory, name, count, full
+            )
+    sys.setswitchinterval(before)
+
+
+def _busy(directory: Path, name: str, count: int, full: int) -> str:
+    store = Store(directory)
+    store.fill(5_000)
+    reader = store.reader()
+    work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+    done: SimpleQueue[None] = SimpleQueue()
+
+    def run() -> None:
+        while (job := work.get()) is not None:
+            job()
+            done.put(None)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    taken: list[float] = []
+    turns, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 1.0:
+        if name == "commit":
+            batch = store.batch(count)
+            job: Callable[[], object] = lambda batch=batch: store.writer.commit(batch)  # type: ignore[misc]
+        else:
+            ids = [(n, 0) for n in range(1_000, 1_000 + count)]
+            job = lambda ids=ids: reader.values(ids)  # type: ignore[misc]
+        began = time.perf_counter()
+        work.put(job)
+        turns += spin(lambda: not done.empty())
+        done.get()
+        taken.append(time.perf_counter() - began)
+    elapsed = time.perf_counter() - started
+    work.put(None)
+    thread.join()
+    reader.close()
+    store.close()
+    return (
+        f"p50 {quantile(taken, 0.5) * 1e3:7.3f} ms  p99 {quantile(taken, 0.99) * 1e3:7.3f} ms"
+        f"  main thread {turns / full / elapsed:5.0%}"
+    )
+
+
+def reads(directory: Path) -> Iterator[str]:
+    """Values by id, contiguous and scattered over 200,000 rows of 1 KiB; the file is in the page
+    cache of the kernel. And the index: everything but values, as at a start.
+    """
+    store = Store(directory).fill(200_000)
+    reader = store.reader()
+    for count in (1, 500, 10_000):
+        for step, how in ((1, "contiguous"), (17, "scattered")):
+            ids = [(2 + n * step % 199_999, 0) for n in range(count)]
+            best = min(_cpu(lambda ids=ids: reader.values(ids)) for _ in range(5))  # type: ignore[misc]
+            yield f"{count:6} values {how:10}  {best * 1e3:8.3f} ms  {best / count * 1e6:6.2f} us/value"
+    spent = _cpu(lambda: _load(reader))
+    yield f"index of 200000 rows     {spent * 1e3:8.1f} ms  {spent / 200_000 * 1e6:6.2f} us/row"
+    reader.close()
+    store.close()
+
+
+def _load(reader: Reader) -> None:
+    after, count = (-1, -1), 0
+    while page := reader.index_rows(after, SqliteConfig().load_chunk_rows):
+        after, count = page[-1][:2], count + len(page)
+    assert count == 200_000
+
+
+def _cpu(function: Callable[[], object]) -> float:
+    began = time.thread_time()
+    function()
+    return time.thread_time() - began
+
+
+def drops(directory: Path) -> Iterator[str]:
+    """Deleting 20,000 of 100,000 rows, 1,000 per batch, in order and scattered; then VACUUM."""
+    for step, how in ((1, "in order"), (17, "scattered")):
+        store = Store(directory).fill(100_000)
+        ids = [(2 + n * step % 99_999, 0) for n in range(20_000)]
+        pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+        spent, began = time.thread_time(), time.perf_counter()
+        for start in range(0, len(ids), 1_000):
+            batch = Batch(store.fence.epoch, store.tip, store.tip, drops=ids[start : start + 1_000])
+            assert store.writer.commit(batch).outcome is Outcome.COMMITTED
+            store.writer.checkpoint_if_due()
+        wall, spent = time.perf_counter() - began, time.thread_time() - spent
+        pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] - pages
+        yield (
+            f"{how:10} {spent / len(ids) * 1e6:6.1f} us CPU/row  {wall / len(ids) * 1e6:6.1f} us/row"
+            f"  {pages * sqlite_file.PAGE_BYTES / len(ids):7.0f} log B/row"
+        )
+        began = time.perf_counter()
+        before = store.writer.sizes
+        assert store.writer.vacuum() is None
+        after = store.writer.sizes
+        yield (
+            f"  VACUUM   {time.perf_counter() - began:6.2f} s"
+            f"  {before.total >> 20} MiB, {before.in_use >> 20} in use -> {after.total >> 20} MiB"
+        )
+        store.close()
+
+
+def checkpoints(directory: Path) -> Iterator[str]:
+    """By size of the log: latency of commits, checkpoints included, for 1 and 100 rows."""
+    for mib in (1, 4, 16, 64):
+        config = SqliteConfig(checkpoint_bytes=mib << 20)
+        for count, total in ((1, 6_000), (100, 100_000)):
+            store = Store(directory, config)
+            store.fill(5_000)
+            taken: list[float] = []
+            for batch in [store.batch(count) for _ in range(total // count)]:
+                began = time.perf_counter()
+                assert store.writer.commit(batch).outcome is Outcome.COMMITTED
+                store.writer.checkpoint_if_due()
+                taken.append(time.perf_counter() - began)
+            store.close()
+            figures = "  ".join(
+                f"{q:.1%} {quantile(taken, q) * 1e3:7.2f}" for q in (0.5, 0.99, 0.999)
+            )
+            yield f"{mib:3} MiB  batch {count:3}  {figures} ms  {total / sum(taken):8.0f} rows/s"
+
+
+TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
+    table.__name__: table
+    for table in (syncs, commits, python_cost, busy_loop, reads, drops, checkpoints)
+}
+
+
+def main() -> None:
+    """Print the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *TABLES], metavar="NAME")
+    parser.add_argument("--directory", type=Path, default=Path.cwd())
+    options = parser.parse_args()
+    print(f"SQLite {apsw.sqlite_lib_version()}, apsw {apsw.apsw_version()}, {sys.version}")
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        for name in options.names or TABLES:
+            print(f"\n{name}: {' '.join((TABLES[name].__doc__ or '').split())}")
+            for line in TABLES[name](Path(directory)):
+                print("  " + line, flush=True)
+    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
+
+
+if __name__ == "__main__":
+    main()
