@@ -33,7 +33,6 @@ from sqlalchemy import (
     cast,
     column,
     delete,
-    exists,
     func,
     insert,
     literal_column,
@@ -188,14 +187,9 @@ class Statements:
     def _make_row_statements(self) -> None:
         r = revisions.c
         f = fence.c
-        own = and_(
-            f.id == literal_column("1"),
-            f.epoch == bindparam("held"),
-            f.tip <= bindparam("before"),
-        )
-        self.insert_rows = self._sized(
-            r.keys(), lambda rows: _insert_given(revisions, rows, exists().where(own))
-        )
+        held = and_(f.epoch == bindparam("held"), f.tip <= bindparam("before"))
+        own = select(held).where(f.id == literal_column("1")).scalar_subquery()
+        self.insert_rows = self._sized(r.keys(), lambda rows: _insert_given(revisions, rows, own))
         """(rows in the table's order of columns, epoch, tip_before): inserts all or, when another
         process owns the shard, none."""
         self.delete_rows = self._sized(
