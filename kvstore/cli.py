@@ -230,7 +230,11 @@ def serve(
             bounds.store,
             cache_bytes_max=memory_limit() // 4 if cache_bytes is None else cache_bytes,
         ),
-        transport=replace(bounds.transport, streams_per_connection_max=max_concurrent_streams),
+        transport=replace(
+            bounds.transport,
+            streams_per_connection_max=max_concurrent_streams,
+            message_bytes_max=max_request_bytes + bounds.request.request_overhead_bytes,
+        ),
         watch=replace(bounds.watch, progress_interval=watch_progress_notify_interval),
     )
     if not listen_client_urls:
@@ -256,6 +260,8 @@ def serve(
     unknown = unknown_variables(os.environ)
     if unknown:
         logger.warning("unrecognized environment variables are ignored", names=unknown)
+    if (options.data_dir / "member").is_dir():
+        raise StartError(f"{options.data_dir} is a data directory of etcd")
     database = options.data_dir / DATABASE
     backends = [SqliteBackend(database, config=config.sqlite)]
     return run(backends, config, options, clock=SystemClock(), log=logger)

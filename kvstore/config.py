@@ -121,6 +121,9 @@ class WatchConfig:
     catch_up_changes: int = 1_000
     """Changes per step of a watcher that reads the history; the next watcher's step follows, and
     after as many changes other work."""
+    shared_bytes_max: int = 32 * MIB
+    """Encoded pieces of the history that watchers of one range share; above: the oldest are
+    forgotten, and encoded again if they are wanted."""
     catch_up_fetches_max: int = 8
     """Watchers that read values from storage at the same time; the others wait their turn."""
     catch_up_fetch_rows: int = 100

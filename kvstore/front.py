@@ -8,6 +8,7 @@ With ``--transport grpcio`` clients are served by grpcio, whose ports speak no H
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -153,6 +154,8 @@ class Front:
         await self._metrics.drain(1.0, message=message)
         for bound in (*self._sockets.clients, *self._sockets.metrics):
             bound.sock.close()
+            if bound.address.path:
+                Path(bound.address.path).unlink(missing_ok=True)
 
     def collect(self) -> Iterator[Metric]:
         """What goes over the network, and what was refused."""

@@ -212,7 +212,6 @@ class StoreMetrics:
                 "Bytes of all databases without their free pages.",
                 sum(size.in_use for size in sizes),
             ),
-            ("etcd_server_quota_backend_bytes", "Bytes allowed; 0: no quota.", self._quota_bytes),
             ("etcd_server_proposals_committed_total", "Last durable one.", store.commits.durable),
             ("etcd_server_proposals_applied_total", "Last one issued.", store.revision),
             ("etcd_server_proposals_pending", "Changes not yet durable.", pending),
@@ -220,6 +219,10 @@ class StoreMetrics:
             ("kvstore_cache_bytes", "Bytes of values in memory.", store.index.value_bytes),
             ("kvstore_history_changes", "Changes since the last compaction.", len(store.history)),
         )
+        if self._quota_bytes:  # a quota of 0 would fire the alerts that divide by it
+            yield from _gauges(
+                ("etcd_server_quota_backend_bytes", "Bytes allowed.", self._quota_bytes)
+            )
         yield CounterMetricFamily(
             "etcd_server_proposals_failed",
             "Commits that failed for good.",

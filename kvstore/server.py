@@ -70,9 +70,25 @@ def run(
         tls = make_tls(options.tls, failures.report)
         server = Server(backends, config, options, sockets, tls, failures, clock=clock, log=log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(server.serve())
+            return runner.run(_serve_until_signal(server, log))
     except (BackendError, ListenError) as error:
         raise StartError(str(error)) from error
+
+
+async def _serve_until_signal(server: "Server", log: Logger) -> int:
+    """The first signal begins the stop; the second has the system's own effect."""
+    loop = asyncio.get_running_loop()
+
+    def begin_stop(number: signal.Signals) -> None:
+        for each in _SIGNALS:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        log.info("received signal; shutting down", signal=number.name)
+        server.stop()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, begin_stop, number)
+    return await server.serve()
 
 
 def _allow_descriptors() -> None:
@@ -143,10 +159,7 @@ class Server:
 
         Raises ``BackendError`` or ``ListenError`` when it cannot start.
         """
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._unexpected)
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
+        asyncio.get_running_loop().set_exception_handler(self._unexpected)
         fences = await open_shards(self._backends)
         try:
             store = await assemble(
@@ -169,9 +182,18 @@ class Server:
             await self._close()
         return self._exit_code
 
+    def stop(self) -> None:
+        """Begin to stop; ``serve`` returns when everything has ended. Idempotent."""
+        self._stop.set()
+
     async def _serve(self, store: Assembly, front: Front) -> None:
         """From the first connection to the last durable change."""
         config = self._config
+        try:
+            await front.listen()
+        except ListenError:
+            await front.drain(0.0)
+            raise
         async with asyncio.TaskGroup() as group:
             ticking = [
                 group.create_task(
@@ -184,14 +206,11 @@ class Server:
                 group.create_task(self._tick_leases(store)),
                 group.create_task(self._keep_house()),
             ]
-            try:
-                await front.listen()
-                self._say_ready(store)
-                await self._stop.wait()
-            finally:
-                await self._drain(store, front)
-                for task in ticking:
-                    task.cancel()
+            self._say_ready(store)
+            await self._stop.wait()
+            await self._drain(store, front)
+            for task in ticking:
+                task.cancel()
 
     def _say_ready(self, store: Assembly) -> None:
         self._log.info(
@@ -287,14 +306,6 @@ class Server:
 
     # -- what can go wrong -------------------------------------------------------------------------
 
-    def _signalled(self, number: signal.Signals) -> None:
-        """Begin to stop; the next signal has the system's own effect."""
-        for each in _SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        self._log.info("received signal; shutting down", signal=signal.Signals(number).name)
-        self._stop.set()
-
     def _shard_lost(self, shard: int, reason: str) -> None:
         self._log.error("storage failed; shutting down", shard=shard, reason=reason)
         self._exit_code = EXIT_FAILED
@@ -328,7 +339,6 @@ class Server:
     async def _drain(self, store: Assembly, front: Front) -> None:
         """Everything that was begun ends; no new beginning. In order."""
         seconds = self._config.server.stop_timeout
-        self._stop.set()
         store.health.drain()
         await front.drain(seconds)
         durable = asyncio.get_running_loop().create_future()
