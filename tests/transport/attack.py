@@ -152,7 +152,7 @@ async def _given_back(under_attack: Target, before: Stats) -> None:
 
 
 async def sent_away(peer: Peer, attack: Callable[[], Awaitable[None]]) -> tuple[int, str]:
-    """Attack until the server says GOAWAY or closes; code and reason."""
+    """Attack until the server says GOAWAY or closes, which it must do soon; code and reason."""
 
     async def forever() -> None:
         while True:
@@ -162,11 +162,12 @@ async def sent_away(peer: Peer, attack: Callable[[], Awaitable[None]]) -> tuple[
 
     attacking = asyncio.ensure_future(forever())
     try:
-        while True:
-            frame = await peer.read()
-            peer.seen.clear()
-            if isinstance(frame, GoAwayFrame):
-                return frame.error_code, frame.additional_data.decode()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                frame = await peer.read()
+                peer.seen.clear()
+                if isinstance(frame, GoAwayFrame):
+                    return frame.error_code, frame.additional_data.decode()
     except ClosedError:
         return -1, "closed without a word"
     finally:

@@ -57,6 +57,20 @@ async def test_answer_stops_at_the_connection_window() -> None:
         assert [messages(data_of(peer, sid)) for sid in sids] == [[bytes(40_000)]] * 3
 
 
+async def test_small_answers_use_the_connection_window() -> None:
+    """Answers that are sent at once count too, those of pending calls and of streams as well."""
+    settings = {INITIAL_WINDOW_SIZE: 1 << 20}
+    async with serving() as running, connected(running.port, settings=settings) as peer:
+        for name in ("Echo", "Later", "Chat"):
+            for _ in range(100):
+                peer.start(PATH + name, bytes(495))
+            peer.grant(peer.next_sid - 2, 1)  # a byte, to have the window looked at
+            await peer.settle()
+        data = [f for f in peer.seen if isinstance(f, DataFrame)]
+        assert sum(len(f.data) for f in data) == 65_535 + 3
+        assert running.server.stats().output_bytes == 300 * 500 - 65_538
+
+
 async def test_window_granted_before_the_answer() -> None:
     """Credit that comes while the call is being served counts."""
     async with (
