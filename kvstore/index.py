@@ -53,6 +53,10 @@ class Chunk:
         self.hot = False
 
 
+Place = tuple[int, Chunk, int, bool]
+"""A chunk's number, the chunk, a position in it, and whether the key there is the one asked for."""
+
+
 class Index:
     """See the module's text. ``value_bytes`` counts the cached values, ``live`` the live keys."""
 
@@ -121,30 +125,39 @@ class Index:
 
     # -- changes -----------------------------------------
 
-    def put(self, key: bytes, entry: Entry, value: bytes | None) -> None:
-        """Make ``entry`` the live version of ``key``; the version before it becomes older."""
-        at_chunk = bisect_right(self._firsts, key) - 1
-        chunk = self._chunks[at_chunk]
+    def place(self, key: bytes) -> Place:
+        """Where ``key`` is or would be, for ``put_at``; good until the index changes."""
+        number = bisect_right(self._firsts, key) - 1
+        chunk = self._chunks[number]
         keys = chunk.keys
         at = bisect_left(keys, key)
-        size = len(value) if value is not None else 0
-        if at < len(keys) and keys[at] == key:
+        return number, chunk, at, at < len(keys) and keys[at] == key
+
+    def put(self, key: bytes, entry: Entry, value: bytes | None) -> None:
+        """Make ``entry`` the live version of ``key``; the version before it becomes older."""
+        self.put_at(self.place(key), key, entry, value)
+
+    def put_at(self, place: Place, key: bytes, entry: Entry, value: bytes | None) -> None:
+        """``put`` at the place just found."""
+        number, chunk, at, live = place
+        size = 0 if value is None else len(value)
+        self.value_bytes += size
+        chunk.value_bytes += size
+        if live:
             self._remember(key, chunk.entries[at])
             chunk.entries[at] = entry
             replaced = chunk.values[at]
-            if replaced is not None:
-                size -= len(replaced)
             chunk.values[at] = value
-        else:
-            keys.insert(at, key)
-            chunk.entries.insert(at, entry)
-            chunk.values.insert(at, value)
-            self.live += 1
-            if len(keys) > CHUNK_KEYS:
-                self._split(at_chunk)
-                chunk = self._chunks[bisect_right(self._firsts, key) - 1]
-        chunk.value_bytes += size
-        self.value_bytes += size
+            if replaced is not None:
+                chunk.value_bytes -= len(replaced)
+                self.value_bytes -= len(replaced)
+            return
+        chunk.keys.insert(at, key)
+        chunk.entries.insert(at, entry)
+        chunk.values.insert(at, value)
+        self.live += 1
+        if len(chunk.keys) > CHUNK_KEYS:
+            self._split(number)
 
     def delete(self, key: bytes, tombstone: Entry) -> None:
         """Remove a live key; its version and the tombstone become older versions."""

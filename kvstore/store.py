@@ -30,7 +30,7 @@ from kvstore.errors import (
 )
 from kvstore.fetch import Fetch, Fetched, Holds
 from kvstore.history import Entry, History
-from kvstore.index import Index
+from kvstore.index import Index, Place
 from kvstore.kv import frame_key_value, frame_tombstone, value_of
 from kvstore.range import SORT_VALUE, Item, RangeQuery, RangeRead
 from kvstore.shard import HOME, ShardMap
@@ -107,7 +107,7 @@ class Store:
         self._recent_bytes = 0
         self._rows: list[Row] = []
         self._size = 0
-        commits.on_durable = self._durable
+        commits.on_durable = hub.advance
 
     # -- loading -----------------------------------------
 
@@ -219,6 +219,25 @@ class Store:
         result = self._apply_put(op, self.revision + 1, 0)
         self._issue(shard)
         return result
+
+    def put_if(self, key: bytes, mod_revision: int, value: bytes, lease: int) -> int:
+        """Put ``key`` if its mod_revision (0: not live) is as given, as kube-apiserver writes.
+
+        Returns the revision, or 0 when nothing was done because the condition does not hold or
+        the lease does not exist: a Txn then tells what there is to tell. Raises what
+        ``commits.check_room`` raises.
+        """
+        place = self.index.place(key)
+        _, chunk, at, live = place
+        if mod_revision != (chunk.entries[at][0] if live else 0):
+            return 0
+        if lease and not self._leases.exists(lease):
+            return 0
+        shard = self.shards.of(key)
+        self.commits.check_room(shard)
+        self._set(place, key, value, lease, self.revision + 1, 0)
+        self._issue(shard)
+        return self.revision
 
     def delete_range(self, op: DeleteRange) -> DeleteResult:
         """Execute a delete; without a live key in the range nothing is issued."""
@@ -362,33 +381,45 @@ class Store:
         return RangeResult(head, read)
 
     def _apply_put(self, op: Put, revision: int, sub: int) -> PutResult:
-        key, value, lease = op.key, op.value, op.lease
-        index = self.index
-        found = index.find(key)
-        if found is None:
-            previous = framed_before = None
-            entry = (revision, sub, revision, 1, lease)
-        else:
-            chunk, at = found
-            previous, framed_before = chunk.entries[at], chunk.values[at]
-            if op.ignore_value:
-                assert framed_before is not None, "checked before"
-                value = value_of(framed_before)
-            if op.ignore_lease:
-                lease = previous[4]
-            entry = (revision, sub, previous[2], previous[3] + 1, lease)
+        place = self.index.place(op.key)
+        _, chunk, at, live = place
+        value, lease = op.value, op.lease
+        if not live:
+            self._set(place, op.key, value, lease, revision, sub)
+            return PutResult(revision, None)
+        previous, framed = chunk.entries[at], chunk.values[at]
+        if op.ignore_value:
+            assert framed is not None, "checked before"
+            value = value_of(framed)
+        if op.ignore_lease:
+            lease = previous[4]
+        self._set(place, op.key, value, lease, revision, sub)
+        return PutResult(revision, Item(op.key, previous, framed) if op.prev_kv else None)
+
+    def _set(
+        self, place: Place, key: bytes, value: bytes, lease: int, revision: int, sub: int
+    ) -> None:
+        """The change itself: ``key`` at ``place`` gets a new version."""
+        _, chunk, at, live = place
+        if live:
+            previous: Entry | None = chunk.entries[at]
+            framed_before = chunk.values[at]
+            assert previous is not None, "a live key has a version"
+            create, version, lease_before = previous[2], previous[3] + 1, previous[4]
             if framed_before is not None:
                 self._keep_recent(previous, framed_before)
-        framed = frame_key_value(key, entry[2], revision, entry[3], value, lease)
-        index.put(key, entry, framed)
+        else:
+            previous = framed_before = None
+            create, version, lease_before = revision, 1, 0
+        entry = (revision, sub, create, version, lease)
+        framed = frame_key_value(key, create, revision, version, value, lease)
+        self.index.put_at(place, key, entry, framed)
         self.history.append(key, entry)
-        self._rows.append((revision, sub, key, entry[2], entry[3], lease, value))
+        self._rows.append((revision, sub, key, create, version, lease, value))
         self._size += len(key) + len(value) + ROW_OVERHEAD
-        if lease or (previous is not None and previous[4]):
-            self._move_lease(key, previous[4] if previous else 0, lease)
+        if lease != lease_before:
+            self._move_lease(key, lease_before, lease)
         self._hub.record(self.shards.of(key), key, entry, framed, previous, framed_before)
-        shown = Item(key, previous, framed_before) if op.prev_kv and previous else None
-        return PutResult(revision, shown)
 
     def _apply_delete(self, op: DeleteRange, revision: int, sub: int) -> DeleteResult:
         if op.end is None:
@@ -422,11 +453,10 @@ class Store:
         return Item(key, previous, framed_before)
 
     def _move_lease(self, key: bytes, before: int, after: int) -> None:
-        if before != after:
-            if before:
-                self._leases.detach(before, key)
-            if after:
-                self._leases.attach(after, key)
+        if before:
+            self._leases.detach(before, key)
+        if after:
+            self._leases.attach(after, key)
 
     def _issue(self, shard: int) -> None:
         """Hand the rows just applied to their shard; the revision counter moves on."""
@@ -456,9 +486,6 @@ class Store:
     def _safe(self) -> int:
         """Everything up to this revision is in storage."""
         return self.commits.visible(self.shards.all)
-
-    def _durable(self) -> None:
-        self._hub.advance()
 
     def _head_items(self, key: bytes, end: bytes | None) -> list[Item]:
         """Live items of a range, for compares."""

@@ -93,6 +93,22 @@ def compares(draw: st.DrawFn) -> pb.Compare:
 
 
 @st.composite
+def update_requests(draw: st.DrawFn) -> pb.TxnRequest:
+    """A create or update as kube-apiserver sends it."""
+    key = draw(keys)
+    request = pb.TxnRequest()
+    compare = request.compare.add(key=key, target=pb.Compare.MOD)
+    compare.mod_revision = draw(st.one_of(st.just(0), small))
+    lease = draw(st.sampled_from([0, 0, 7, -9, 5]))
+    request.success.add().request_put.CopyFrom(
+        pb.PutRequest(key=key, value=draw(values), lease=lease)
+    )
+    if draw(st.booleans()):
+        request.failure.add().request_range.key = key
+    return request
+
+
+@st.composite
 def txn_requests(draw: st.DrawFn, depth: int = 2) -> pb.TxnRequest:
     """A Txn of up to three operations a branch, nested up to ``depth``."""
     request = pb.TxnRequest(compare=draw(st.lists(compares(), max_size=2)))
@@ -146,6 +162,11 @@ class EngineAgainstModel(RuleBasedStateMachine):
         """Txn answers as the model, once durable; duplicates of keys are refused by the edge,
         tested elsewhere.
         """
+        self._write(self.engine.kv.txn, request, pb.TxnResponse, self.model.txn)
+
+    @rule(request=update_requests())
+    def update(self, request: pb.TxnRequest) -> None:
+        """A Txn of the commonest shape, which takes a way of its own, answers like any other."""
         self._write(self.engine.kv.txn, request, pb.TxnResponse, self.model.txn)
 
     @rule(request=range_requests())

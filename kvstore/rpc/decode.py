@@ -42,6 +42,89 @@ def plain_key(payload: bytes) -> bytes | None:
     return None
 
 
+def plain_update(payload: bytes) -> tuple[bytes, int, bytes, int] | None:
+    """(key, mod_revision, value, lease) of a TxnRequest that puts one key if its mod_revision is
+    as given and otherwise at most reads that key; None for any other request.
+
+    This is how kube-apiserver creates and updates (etcd ``client/v3/kubernetes``: OptimisticPut),
+    nine writes of ten. Reading these bytes in place costs a fifth of making message objects. Only
+    the encoding that every protobuf library gives this request is taken: fields in order, each
+    once.
+    """
+    try:
+        if payload[0] != 0x0A:
+            return None
+        length, at = _varint(payload, 1)
+        compare_end = at + length
+        if payload[at : at + 3] != b"\x10\x02\x1a":  # target MOD, then the key
+            return None
+        length, at = _varint(payload, at + 3)
+        key = payload[at : at + length]
+        at += length
+        if payload[at] != 0x30:
+            return None
+        mod_revision, at = _varint(payload, at + 1)
+        if at != compare_end or payload[at] != 0x12:
+            return None
+        length, at = _varint(payload, at + 1)
+        success_end = at + length
+        put = _plain_put(payload, at, success_end, key)
+        if put is None or not _plain_failure(payload, success_end, key):
+            return None
+    except IndexError:
+        return None
+    return key, mod_revision, put[0], put[1]
+
+
+def _plain_put(payload: bytes, at: int, end: int, key: bytes) -> tuple[bytes, int] | None:
+    """(value, lease) of a RequestOp in [at, end) that puts ``key``."""
+    if not key or payload[at] != 0x12:
+        return None
+    length, at = _varint(payload, at + 1)
+    if at + length != end or payload[at] != 0x0A:
+        return None
+    length, at = _varint(payload, at + 1)
+    if payload[at : at + length] != key:
+        return None
+    at += length
+    value, lease = b"", 0
+    if at < end and payload[at] == 0x12:
+        length, at = _varint(payload, at + 1)
+        value = payload[at : at + length]
+        at += length
+    if at < end and payload[at] == 0x18:
+        lease, at = _varint(payload, at + 1)
+        if lease >> 63:
+            return None
+    return (value, lease) if at == end else None
+
+
+def _plain_failure(payload: bytes, at: int, key: bytes) -> bool:
+    """Is the rest nothing, or one RequestOp that reads ``key`` and asks for nothing more?"""
+    size = len(key)
+    if at == len(payload):
+        return True
+    if size > _PLAIN_KEY_MAX - 4:
+        return False
+    return payload[at:] == b"\x1a%c\x0a%c\x0a%c%b" % (size + 4, size + 2, size, key)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The varint at ``at`` and the position after it; IndexError when it does not end."""
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    number = byte & 0x7F
+    shift = 7
+    while True:
+        at += 1
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at + 1
+        shift += 7
+
+
 def range_query(message: pb.RangeRequest) -> RangeQuery:
     """A RangeRequest as the engine's query."""
     return RangeQuery(

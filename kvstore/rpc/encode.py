@@ -62,6 +62,13 @@ def txn_response(header: bytes, result: TxnResult, lookup: Lookup) -> bytes:
     return b"".join((header, succeeded, *operations))
 
 
+def put_succeeded(header: bytes, revision: int) -> bytes:
+    """A TxnResponse that succeeded with one put at ``revision``."""
+    number = varint(revision)
+    size = len(number)
+    return b"%b\x10\x01\x1a%c\x12%c\x0a%c\x18%b" % (header, size + 5, size + 3, size + 1, number)
+
+
 def _response_op(result: Result, lookup: Lookup) -> bytes:
     match result:
         case PutResult():
