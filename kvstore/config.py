@@ -29,9 +29,6 @@ class RequestConfig:
     txn_ops_max: int = 128
     """Compares, success or failure operations per Txn (``--max-txn-ops``); above: InvalidArgument,
     too many ops."""
-    request_timeout: float = 7.0
-    """A write that is not durable by then is answered Unavailable, request timed out (etcd: 5 s + 2
-    elections)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
