@@ -127,6 +127,7 @@ class WatchHub:
 
     def compacted(self) -> None:
         """The compact revision moved: watchers of clients that do not read learn it now."""
+        self.catch_up.compacted()
         behind = self.store.compact_revision
         for stream in list(self._blocked):
             for watcher in [w for w in stream.blocked if w.next < behind]:

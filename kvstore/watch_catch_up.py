@@ -1,9 +1,8 @@
 """How a watcher that is behind catches up: from the history, a bounded step at a time.
 
-A step of a watcher reads changes after what it has, up to its feed's position, encodes them up to
-``response_bytes`` and sends them. Values come from memory, else from storage: the step then sends
-what it can, asks, and goes on when the answer is there. In the step that reaches the position the
-watcher becomes synced.
+A step of a watcher sends the next piece of the history (``watch_pieces``), up to its feed's
+position. Values come from memory, else from storage: the step then sends what it can, asks, and
+goes on when the answer is there. In the step that reaches the position the watcher becomes synced.
 
 Watchers take steps in turn, one each; a turn of the hub ends after a bounded number of changes, and
 the next one follows after other work of the loop. So ten thousand watchers that resume at once
@@ -15,42 +14,18 @@ watchers only; nothing is read or encoded for them until it does.
 """
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kvstore.errors import StoreError
 from kvstore.fetch import Fetched
-from kvstore.history import SCAN_CHANGES, Entry
+from kvstore.history import Entry
 from kvstore.watch_groups import State, Watcher
-from kvstore.watch_message import (
-    FRAGMENTS,
-    NO_DELETE,
-    NO_PUT,
-    PREVIOUS,
-    Change,
-    bodies,
-    compacted,
-    encode,
-)
+from kvstore.watch_message import compacted
+from kvstore.watch_pieces import STEP_COST, Piece, Pieces
 
 if TYPE_CHECKING:
     from kvstore.watch import WatchHub
-
-STEP_COST = 10
-"""What a step costs beside its changes, in changes: finding its place, and sending."""
-
-_LOOKS_PER_CHANGE = 16
-"""Changes of others that are passed over at the cost of one that is sent."""
-
-
-class Piece(NamedTuple):
-    """What a step found: changes whose values are at hand, and what must be fetched to go on."""
-
-    changes: list[Change]
-    up_to: int
-    """All changes up to this revision are in ``changes``."""
-    needed: list[tuple[bytes, Entry]]
-    cost: int
-    """In changes."""
 
 
 class CatchUp:
@@ -63,6 +38,7 @@ class CatchUp:
         self._starved: deque[Watcher] = deque()
         self._failed: list[Watcher] = []
         self._scheduled = False
+        self._pieces = Pieces(hub)
         self.fetching = 0
 
     def add(self, watcher: Watcher) -> None:
@@ -70,6 +46,10 @@ class CatchUp:
         self._hub.move(watcher, State.QUEUED)
         self._queue.append(watcher)
         self._schedule()
+
+    def compacted(self) -> None:
+        """Something of the history is gone."""
+        self._pieces.forget()
 
     def tick(self) -> None:
         """Let those try again for whom storage failed."""
@@ -112,7 +92,7 @@ class CatchUp:
         if watcher.outbox.outbox_bytes > self._config.outbox_bytes_max:
             hub.block(watcher)
             return STEP_COST
-        piece = self._read(watcher, feed.position)
+        piece = self._pieces.next_for(watcher, feed.position)
         if piece.up_to >= watcher.next:
             self._send(watcher, piece)
             watcher.fetched = None
@@ -122,63 +102,10 @@ class CatchUp:
             feed.settle(watcher)
         return piece.cost
 
-    # -- reading -----------------------------------------------------------------------------------
-
-    def _read(self, watcher: Watcher, position: int) -> Piece:
-        """Changes that the watcher wants, complete revisions, up to about ``response_bytes``."""
-        limit = self._config.catch_up_changes
-        after = watcher.next - 1
-        history = self._hub.store.history
-        found, up_to = history.changes(watcher.key, watcher.end, after, position, limit)
-        looked = min(up_to - after, SCAN_CHANGES)
-        cost = STEP_COST + len(found) + looked // _LOOKS_PER_CHANGE
-        changes: list[Change] = []
-        needed: list[tuple[bytes, Entry]] = []
-        size = needed_from = 0
-        for key, entry in found:
-            if watcher.wants & (NO_PUT if entry[3] else NO_DELETE):
-                continue
-            revision = entry[0]
-            if changes and size >= self._config.response_bytes and revision != changes[-1][1][0]:
-                up_to = changes[-1][1][0]
-                break
-            if len(needed) >= self._config.catch_up_fetch_rows and revision != needed_from:
-                break
-            change, lacking = self._with_values(watcher, key, entry)
-            if lacking and not needed:
-                needed_from = revision
-            needed += lacking
-            changes.append(change)
-            size += len(change[2]) + len(change[4] or b"")
-        if needed:
-            up_to = needed_from - 1
-            changes = [change for change in changes if change[1][0] < needed_from]
-        return Piece(changes, up_to, needed, cost)
-
-    def _with_values(
-        self, watcher: Watcher, key: bytes, entry: Entry
-    ) -> tuple[Change, list[tuple[bytes, Entry]]]:
-        """The change with what is at hand of its values, and those that are not."""
-        store, fetched = self._hub.store, watcher.fetched or {}
-        lacking: list[tuple[bytes, Entry]] = []
-        framed = fetched.get(entry) or store.framed(key, entry)
-        if framed is None:
-            lacking.append((key, entry))
-        previous, framed_previous = None, None
-        if watcher.wants & PREVIOUS and entry[3] != 1 and entry[0] > store.compact_revision:
-            previous = store.version_before(key, entry[0])
-            if previous is not None:
-                framed_previous = fetched.get(previous) or store.framed(key, previous)
-                if framed_previous is None:
-                    lacking.append((key, previous))
-        return (key, entry, framed or b"", previous, framed_previous), lacking
-
     def _send(self, watcher: Watcher, piece: Piece) -> None:
         """Send the events of ``piece``; the header is how far the watcher's feed is."""
-        events = encode(piece.changes, watcher.wants, {})
-        fragment_bytes = self._config.fragment_bytes if watcher.wants & FRAGMENTS else 0
         head = self._hub.header.at(watcher.feed.position)
-        for body in bodies(events, self._config.response_bytes, fragment_bytes):
+        for body in piece.bodies:
             for data in body.pieces:
                 size = len(head) + len(watcher.id_field) + len(data)
                 watcher.outbox.send((head, watcher.id_field, data), size)
@@ -189,7 +116,7 @@ class CatchUp:
 
     # -- values from storage -----------------------------------------------------------------------
 
-    def _fetch(self, watcher: Watcher, needed: list[tuple[bytes, Entry]]) -> None:
+    def _fetch(self, watcher: Watcher, needed: Sequence[tuple[bytes, Entry]]) -> None:
         if self.fetching >= self._config.catch_up_fetches_max:
             self._hub.move(watcher, State.STARVED)
             self._starved.append(watcher)

@@ -371,6 +371,37 @@ class TestEvents:
         world.settle()
         assert world.hub.count == [0] * len(State)
 
+    def test_slow_clients_share(self) -> None:
+        """Clients that fell behind at different places get the same bytes, encoded once."""
+        world = World(config=WatchConfig(catch_up_changes=50))
+        for n in range(200):
+            world.put(b"a", bytes([n]))
+        world.settle()
+        clients = [world.client() for _ in range(3)]
+        for n, client in enumerate(clients):
+            client.create(b"a", start=3 + 7 * n)
+        world.settle()
+        world.check_complete()
+        shared = world.hub.catch_up._pieces._shared
+        assert [place[3] for place in shared] == [32, 64, 96, 128, 160]
+        world.compact(100)
+        world.settle()
+        assert not shared
+
+    def test_what_is_shared_is_bounded(self) -> None:
+        """The oldest pieces make room, and empty ones count too."""
+        world = World(config=WatchConfig(catch_up_changes=20, shared_bytes_max=3_000))
+        for n in range(500):
+            world.put(b"b" if n < 100 else b"a", bytes(100))
+        world.settle()
+        for key in (b"a", b"b"):
+            world.client().create(key, start=16)
+            world.settle()
+        pieces = world.hub.catch_up._pieces
+        assert 0 < pieces._shared_bytes <= 3_000
+        assert pieces._shared_bytes == sum(size for _, size in pieces._shared.values())
+        world.check_complete()
+
     def test_overflow_within_a_revision(self) -> None:
         """Changes forgotten in the middle of a revision do not split it."""
         world = World(config=WatchConfig(fresh_changes_max=2))
