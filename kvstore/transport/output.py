@@ -7,8 +7,9 @@ Two roads lead to the socket.
 That is the road of nearly all unary answers and watch events.
 
 *Through an outbox*: whatever does not fit waits in its stream's ``Outbox``.
-Outboxes that may send stand in ``ready`` and are served in turn, one frame each, so that many large
-answers share the connection fairly, and small direct answers pass between them.
+Outboxes that may send stand in ``ready`` and are served in turn, one frame each (more if one stands
+alone), so that many large answers share the connection fairly, and small direct answers pass
+between them.
 At most ``turn_bytes_max`` are cut in one turn of the loop, and no more than ``socket_bytes_max`` is
 handed to the socket's buffer ahead of the kernel: the rest stays in outboxes, where it is counted.
 
@@ -45,6 +46,10 @@ _answer_start = struct.Struct(f">5sI{len(grpc.RESPONSE_BLOCK)}sIBIBI").pack
 _answer_end = struct.Struct(f">5sI{len(grpc.TRAILER_BLOCK_OK)}s").pack
 _response = grpc.RESPONSE_BLOCK
 _trailers_ok = grpc.TRAILER_BLOCK_OK
+
+
+_HANDED_BYTES = 64 * 1024
+"""Of large answers, what is written at a time."""
 
 
 def response_headers(sid: int) -> bytes:
@@ -108,9 +113,16 @@ class Outbox:
         self.blocked = False
         """``drained`` is owed."""
 
-    def take(self, count: int, into: list[bytes | memoryview]) -> None:
-        """Move the first ``count`` bytes to ``into``; there are as many."""
+    def cut(self, count: int, frame_max: int, into: list[bytes | memoryview]) -> None:
+        """Move the first ``count`` bytes to ``into``, as DATA frames; there are as many."""
         self.size -= count
+        while count > 0:
+            length = min(count, frame_max)
+            into.append(_frame_header(length << 8, 0, self.sid))
+            self._take(length, into)
+            count -= length
+
+    def _take(self, count: int, into: list[bytes | memoryview]) -> None:
         parts = self.parts
         while count:
             part = parts[0]
@@ -286,11 +298,11 @@ class Output:
                 return
             sid, outbox = ready.popitem(last=False)
             open_bytes = self.stream_window + outbox.credit
-            count = min(outbox.size, self.frame_max, self.window, open_bytes)
+            share = self.frame_max if ready else max(self.frame_max, _HANDED_BYTES)
+            count = min(outbox.size, share, self.window, open_bytes)
             if count <= 0:  # the peer has shrunk its windows meanwhile
                 continue
-            self.pending.append(_frame_header(count << 8, 0, sid))
-            outbox.take(count, self.pending)
+            outbox.cut(count, self.frame_max, self.pending)
             outbox.credit -= count
             self.window -= count
             self.waiting -= count
@@ -303,7 +315,7 @@ class Output:
                 ready[sid] = outbox
             if outbox.size <= self._limits.outbox_low_bytes:
                 self._drained(outbox)
-            if handed >= frames.FRAME_BYTES_MIN * 4:
+            if handed >= _HANDED_BYTES:
                 handed = 0
                 self._hand_over()
 
