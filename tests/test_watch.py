@@ -388,6 +388,19 @@ class TestEvents:
         world.settle()
         assert not shared
 
+    def test_only_like_watchers_share(self) -> None:
+        """A piece is for watchers of the same range that want the same."""
+        world = World()
+        for n in range(100):
+            world.put((b"a", b"b")[n % 2], bytes([n]))
+        world.settle()
+        client = world.client()
+        for wants in (0, PREVIOUS, NO_PUT):
+            for end in (None, b"b", b"c", b"\0"):
+                client.create(b"a", end, start=16, wants=wants)
+        world.settle()
+        world.check_complete()
+
     def test_what_is_shared_is_bounded(self) -> None:
         """The oldest pieces make room, and empty ones count too."""
         world = World(config=WatchConfig(catch_up_changes=20, shared_bytes_max=3_000))
