@@ -102,7 +102,8 @@ class SqliteBackend:
                 connection.close()
             lock.release(undo=True)
             if isinstance(error, OSError | apsw.Error):
-                raise BackendError(f"cannot open {self._path}: {error}") from error
+                reason = sqlite_file.describe(error)
+                raise BackendError(f"cannot open {self._path}: {reason}") from error
             raise
         self._lock, self._writer = lock, writer
         for connection in connections[1:]:
@@ -145,7 +146,8 @@ class SqliteBackend:
         try:
             self._writer.close()
         except apsw.Error as error:
-            raise BackendError(f"the last checkpoint of {self._path} failed: {error}") from error
+            reason = sqlite_file.describe(error)
+            raise BackendError(f"the last checkpoint of {self._path} failed: {reason}") from error
         finally:
             self._lock.release()
 
@@ -245,7 +247,8 @@ class SqliteBackend:
             try:
                 self._tell(ended, read(reader))
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-                failure = BackendError(f"cannot read {self._path}: {type(error).__name__}: {error}")
+                reason = sqlite_file.describe(error)
+                failure = BackendError(f"cannot read {self._path}: {reason}")
                 failure.__cause__ = error
                 self._tell(ended, failure)
 

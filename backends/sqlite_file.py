@@ -55,6 +55,15 @@ def check_library(version: str) -> None:
         raise BackendError(f"SQLite {version} can corrupt its log; {wanted} or newer is needed")
 
 
+def describe(error: Exception) -> str:
+    """What went wrong in one line; for SQLite's errors with SQLite's name for it."""
+    if not isinstance(error, apsw.Error) or not hasattr(error, "extendedresult"):
+        return f"{type(error).__name__}: {error}"
+    code = error.extendedresult
+    names = apsw.mapping_result_codes if code < 256 else apsw.mapping_extended_result_codes
+    return f"{names[code]}: {error}" if str(error) else str(names[code])
+
+
 class Lock:
     """The lock file of a database; held until ``release`` or the end of the process."""
 
@@ -176,12 +185,12 @@ def open_writer(path: Path, statements: Statements, config: SqliteConfig) -> aps
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         found = schema_version(path, connection, statements)
-        _require(path, connection, "journal_mode", "wal", "wal")
-        _require(path, connection, "synchronous", "full", _SYNCHRONOUS_FULL)
-        _require(path, connection, "fullfsync", 1, 1)
-        _require(path, connection, "checkpoint_fullfsync", 1, 1)
-        _require(path, connection, "locking_mode", "normal", "normal")
-        _require(path, connection, "wal_autocheckpoint", 0, 0)
+        require_setting(path, connection, "journal_mode", "wal", "wal")
+        require_setting(path, connection, "synchronous", "full", _SYNCHRONOUS_FULL)
+        require_setting(path, connection, "fullfsync", 1, 1)
+        require_setting(path, connection, "checkpoint_fullfsync", 1, 1)
+        require_setting(path, connection, "locking_mode", "normal", "normal")
+        require_setting(path, connection, "wal_autocheckpoint", 0, 0)
         _configure(connection, config)
         if found < SCHEMA_VERSION:
             with connection:
@@ -223,9 +232,10 @@ def _configure(connection: apsw.Connection, config: SqliteConfig) -> None:
     connection.pragma("trusted_schema", 0)
 
 
-def _require(
+def require_setting(
     path: Path, connection: apsw.Connection, name: str, wanted: str | int, shown: str | int
 ) -> None:
+    """Set a pragma and read it back; raises ``BackendError`` if it is not in force."""
     connection.pragma(name, wanted)
     found = connection.pragma(name)
     if found != shown:

@@ -31,6 +31,7 @@ from pathlib import Path
 import apsw
 
 from backends.schema import SIZE_MAX, Sized, Statements, unsigned
+from backends.sqlite_file import describe
 from kvstore.backend import Batch, CommitResult, Fence, Outcome, Sizes
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
@@ -250,13 +251,6 @@ class Writer:
         free: int = self._connection.pragma("freelist_count")
         self._pages_unsized = 0
         return Sizes(pages * self._page_bytes, (pages - free) * self._page_bytes)
-
-
-def describe(error: Exception) -> str:
-    """What went wrong in one line: SQLite's name for it, and its text."""
-    code: int = getattr(error, "extendedresult", 0)
-    name = apsw.mapping_extended_result_codes.get(code, type(error).__name__)
-    return f"{name}: {error}" if str(error) else str(name)
 
 
 def _is_plain(batch: Batch) -> bool:
