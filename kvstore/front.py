@@ -39,6 +39,13 @@ class Sockets(NamedTuple):
     clients: list[Bound]
     metrics: list[Bound]
 
+    def close(self) -> None:
+        """Close what is still open, and remove the files of UNIX sockets. Idempotent."""
+        for bound in (*self.clients, *self.metrics):
+            bound.sock.close()
+            if bound.address.path:
+                Path(bound.address.path).unlink(missing_ok=True)
+
 
 def bind_all(options: ServeOptions) -> Sockets:
     """Bind every listen URL; raises ``ListenError``, and then none is bound."""
@@ -49,8 +56,7 @@ def bind_all(options: ServeOptions) -> Sockets:
             sock = bind(address)
             bound.append(Bound(address, sock, address_of(sock, address)))
     except ListenError:
-        for each in bound:
-            each.sock.close()
+        Sockets(bound, []).close()
         raise
     clients = len(options.listen_client_urls)
     return Sockets(bound[:clients], bound[clients:])
@@ -152,10 +158,7 @@ class Front:
             await self._grpcio.drain(grace_seconds, message=message)
         await self._clients.drain(grace_seconds, message=message)
         await self._metrics.drain(1.0, message=message)
-        for bound in (*self._sockets.clients, *self._sockets.metrics):
-            bound.sock.close()
-            if bound.address.path:
-                Path(bound.address.path).unlink(missing_ok=True)
+        self._sockets.close()
 
     def collect(self) -> Iterator[Metric]:
         """What goes over the network, and what was refused."""

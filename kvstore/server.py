@@ -160,7 +160,11 @@ class Server:
         Raises ``BackendError`` or ``ListenError`` when it cannot start.
         """
         asyncio.get_running_loop().set_exception_handler(self._unexpected)
-        fences = await open_shards(self._backends)
+        try:
+            fences = await open_shards(self._backends)
+        except BackendError:
+            self._sockets.close()
+            raise
         try:
             store = await assemble(
                 self._backends,
@@ -179,7 +183,9 @@ class Server:
         except LoadStoppedError:
             self._log.info("stopped before everything was loaded")
         finally:
+            self._sockets.close()
             await self._close()
+        self._log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
     def stop(self) -> None:
@@ -359,7 +365,6 @@ class Server:
         except BackendError as error:
             self._log.error("storage could not be closed", reason=str(error))
             self._exit_code = EXIT_FAILED
-        self._log.info("stopped", exit_code=self._exit_code)
 
 
 class StoreHealth:
