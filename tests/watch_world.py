@@ -368,3 +368,12 @@ def finish(coroutine: Coroutine[object, None, ResultT]) -> ResultT:
         result: ResultT = stop.value
         return result
     raise AssertionError("the coroutine waited")
+
+
+def world_of(*keys: bytes, config: WatchConfig | None = None) -> World:
+    """A world with revisions 2, 3, ... that put ``keys``."""
+    world = World(config=config)
+    for key in keys:
+        world.put(key)
+    world.settle()
+    return world
