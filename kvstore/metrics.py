@@ -223,11 +223,23 @@ class StoreMetrics:
             yield from _gauges(
                 ("etcd_server_quota_backend_bytes", "Bytes allowed.", self._quota_bytes)
             )
+        yield from self._leases()
         yield CounterMetricFamily(
             "etcd_server_proposals_failed",
             "Commits that failed for good.",
             sum(bool(queue.broken) for queue in queues),
         )
+
+    def _leases(self) -> Iterator[Metric]:
+        lessor = self._lessor
+        counters = (
+            ("etcd_debugging_lease_granted", "Leases granted.", lessor.granted_total),
+            ("etcd_debugging_lease_renewed", "Leases renewed.", lessor.renewed_total),
+            ("etcd_debugging_lease_revoked", "Leases revoked.", lessor.revoked_total),
+            ("etcd_debugging_server_lease_expired", "Leases expired.", lessor.expired_total),
+        )
+        for name, meaning, number in counters:
+            yield CounterMetricFamily(name, meaning, number)
 
 
 class WatchMetrics:
