@@ -115,7 +115,7 @@ class WatchConfig:
     control_bytes_max: int = 64 * KIB
     """Answers to create, cancel and progress requests while the outbox is above that; above: the
     stream is ended, too many requests."""
-    catch_up_changes: int = 1_000
+    catch_up_changes: int = 500
     """Changes per step of a watcher that reads the history; the next watcher's step follows, and
     after as many changes other work."""
     shared_bytes_max: int = 32 * MIB
