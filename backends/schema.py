@@ -112,11 +112,14 @@ class Migration:
     statements: tuple[str, ...]
 
 
+def tables() -> list[Table]:
+    """All tables."""
+    return [revisions, leases, fence, meta]
+
+
 def migrations(dialect: Dialect) -> list[Migration]:
     """Every step from an empty database to SCHEMA_VERSION, in order."""
-    tables = [revisions, leases, fence, meta]
-    first = Migration(1, tuple(_text(CreateTable(table), dialect) for table in tables))
-    return [first]
+    return [Migration(1, tuple(_text(CreateTable(table), dialect) for table in tables()))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,9 @@ class Statements:
         """(revision, sub, limit): the rows after that id; see ``_pack_rows``."""
         self.select_rows = self._text(_pack_rows(with_values=True))
         """Likewise, values included."""
+        columns = [*(c for c in r if c.name != "value"), func.length(r.value)]
+        self.select_chains = self._text(select(*columns).order_by(r.revision, r.sub))
+        """All rows in order, with the value's length instead of the value."""
 
     def _make_lease_statements(self) -> None:
         self.select_leases = self._text(select(*leases.c))
