@@ -116,8 +116,8 @@ def test_nothing_changes(path: Path, tmp_path: Path, *, log: bool) -> None:
     assert [] == report.findings
     assert (10 if log else 9) == report.tip
     assert before == contents(tmp_path)
-    path.with_name("kvstore.db.lock").unlink()
-    del before["kvstore.db.lock"]
+    sqlite_file.Lock(path).release()
+    before = contents(tmp_path)
     check(path)
     assert before == contents(tmp_path)
 
@@ -158,8 +158,8 @@ DAMAGES: dict[str, tuple[str, str]] = {
     ),
     "a lost tombstone": (
         (
-            "UPDATE revisions SET revision = 10, key = x'63', create_revision = 10 WHERE revision = 9;"
-            "UPDATE revisions SET version = 1 WHERE revision = 10;"
+            "UPDATE revisions SET revision = 10, key = x'63' WHERE revision = 9;"
+            "UPDATE revisions SET create_revision = 10, version = 1 WHERE revision = 10;"
             "DELETE FROM revisions WHERE revision = 8"
         ),
         "version 1 created at 10 follows version 1 created at 7",
@@ -307,4 +307,4 @@ def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
     path.write_bytes(b"text")
     with pytest.raises(BackendError, match="is not an SQLite database"):
         check(path)
-    assert {"kvstore.db", "kvstore.db.lock"} == set(contents(tmp_path))
+    assert {"kvstore.db"} == set(contents(tmp_path))
