@@ -37,13 +37,13 @@ func TestCompaction(t *testing.T) {
 	c.requireWatchExpired(t, c.resource(events, namespace), old)
 	c.store.Kill()
 	c.store.start(t)
-	waitForWrites(t, []*writer{churn}, writesPerRound)
+	c.waitForWrites(t, []*writer{churn}, writesPerRound)
 	c.requireCompacted(t, int64(revisionOf(old)))
 	c.requireExpired(t, resource, old)
 	// The caches of resources that nobody writes fall behind the compaction.
 	c.requireConsistent(t, "configmaps.")
 	stop()
-	seen.requireEqualToList(c.ctx, t, configMap("marker"))
+	seen.requireEqualToList(t, c, configMap("marker"))
 	changes, _, err := seen.snapshot()
 	check(t, err)
 	churn.requireInHistory(t, changes)
@@ -67,7 +67,7 @@ func (c *cluster) requireExpired(
 	t *testing.T, resource dynamic.ResourceInterface, revision string,
 ) {
 	t.Helper()
-	eventually(t, "a list of the old revision is expired", conditionWithin, func() error {
+	c.eventually(t, "a list of the old revision is expired", conditionWithin, func() error {
 		list, err := resource.List(c.ctx, metav1.ListOptions{
 			ResourceVersion:      revision,
 			ResourceVersionMatch: metav1.ResourceVersionMatchExact,

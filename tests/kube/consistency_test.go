@@ -64,10 +64,7 @@ func (c *cluster) requireConsistent(t *testing.T, resources ...string) {
 			resources = append(resources, resource)
 		}
 	}
-	eventually(t, "every watch cache was compared with the store", consistencyWithin, func() error {
-		if !c.api.Running() {
-			t.Fatal(c.api.Failure(logLines))
-		}
+	c.eventually(t, "every watch cache was compared with the store", consistencyWithin, func() error {
 		var waiting []string
 		now := c.consistencyChecks(t)
 		for _, resource := range resources {

@@ -27,7 +27,7 @@ func TestEventsExpire(t *testing.T) {
 	}
 
 	deletions := map[string]int{}
-	eventually(t, "all events expire", conditionWithin, func() error {
+	c.eventually(t, "all events expire", conditionWithin, func() error {
 		changes, _, err := seen.snapshot()
 		check(t, err)
 		clear(deletions)
@@ -46,5 +46,5 @@ func TestEventsExpire(t *testing.T) {
 			t.Errorf("%s was deleted %d times", name, times)
 		}
 	}
-	seen.requireEqualToList(c.ctx, t, event(namespace)("marker"))
+	seen.requireEqualToList(t, c, event(namespace)("marker"))
 }

@@ -90,7 +90,7 @@ func (c *cluster) defineSandboxes(t *testing.T) {
 	})
 	_, err := c.dynamic.Resource(definitions).Create(c.ctx, definition, metav1.CreateOptions{})
 	check(t, err)
-	eventually(t, "the custom resource is served", conditionWithin, func() error {
+	c.eventually(t, "the custom resource is served", conditionWithin, func() error {
 		list, err := c.dynamic.Resource(sandboxes).List(c.ctx, metav1.ListOptions{})
 		if err != nil {
 			return err

@@ -81,7 +81,7 @@ func testPages(t *testing.T, c *cluster) {
 	churn := newWriter(resource, sandbox, "sandbox-churn", 1)
 	stop := c.startWriters([]*writer{churn})
 	defer stop()
-	waitForWrites(t, []*writer{churn}, 10)
+	c.waitForWrites(t, []*writer{churn}, 10)
 
 	exact := func(revision string) metav1.ListOptions {
 		return metav1.ListOptions{

@@ -135,7 +135,7 @@ func testPods(t *testing.T, c *cluster) {
 	marker := object("v1", "Pod", "marker", fields{
 		"spec": fields{"containers": []any{fields{"name": "main", "image": "none"}}},
 	})
-	seen.requireEqualToList(c.ctx, t, marker)
+	seen.requireEqualToList(t, c, marker)
 }
 
 // A holder renews its lease; another that read an older version cannot take it.
@@ -183,7 +183,7 @@ func testDeleteCollection(t *testing.T, c *cluster) {
 	remaining(count * 2 / 3)
 	check(t, resource.DeleteCollection(c.ctx, metav1.DeleteOptions{}, metav1.ListOptions{}))
 	remaining(0)
-	seen.requireEqualToList(c.ctx, t, configMap("marker"))
+	seen.requireEqualToList(t, c, configMap("marker"))
 }
 
 // An object above the store's request limit is refused as too large, one below is stored.
@@ -222,7 +222,7 @@ func testMasterlease(t *testing.T, c *cluster) {
 	}
 	first, err := get()
 	check(t, err)
-	eventually(t, "the masterlease outlives its first lease", conditionWithin, func() error {
+	c.eventually(t, "the masterlease outlives its first lease", conditionWithin, func() error {
 		now, err := get()
 		if err != nil {
 			t.Fatal(err)

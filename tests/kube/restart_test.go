@@ -35,16 +35,16 @@ func TestStoreKilled(t *testing.T) {
 	}
 	stop := c.startWriters(writers)
 	for range kills {
-		waitForWrites(t, writers, writesPerRound)
+		c.waitForWrites(t, writers, writesPerRound)
 		c.store.Kill()
 		c.store.start(t)
-		waitForWrites(t, writers, writesPerRound)
+		c.waitForWrites(t, writers, writesPerRound)
 	}
 	stop()
 
 	c.requireConsistent(t)
 	for i, kind := range kinds {
-		histories[i].requireEqualToList(c.ctx, t, kind.empty("marker"))
+		histories[i].requireEqualToList(t, c, kind.empty("marker"))
 		changes, _, err := histories[i].snapshot()
 		check(t, err)
 		writers[i].requireInHistory(t, changes)
@@ -70,14 +70,14 @@ func (c *cluster) startWriters(writers []*writer) func() {
 }
 
 // waitForWrites waits until every writer has had count more writes acknowledged.
-func waitForWrites(t *testing.T, writers []*writer, count int) {
+func (c *cluster) waitForWrites(t *testing.T, writers []*writer, count int) {
 	t.Helper()
 	since := make([]int, len(writers))
 	for i, w := range writers {
 		since[i], _ = w.progress() // asked again below
 	}
 	for i, w := range writers {
-		eventually(t, "writes are acknowledged", conditionWithin, func() error {
+		c.eventually(t, "writes are acknowledged", conditionWithin, func() error {
 			acknowledged, err := w.progress()
 			check(t, err)
 			if acknowledged < since[i]+count {

@@ -19,12 +19,12 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-
-	corev1 "k8s.io/api/core/v1"
 
 	"kvstore.test/kube/controlplane"
 )
@@ -91,7 +91,10 @@ func (s *store) start(t *testing.T) {
 
 func (s *store) client(t *testing.T) *clientv3.Client {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{s.url}})
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{s.url},
+		Logger:    zap.NewNop(), // an expected refusal is no warning
+	})
 	check(t, err)
 	t.Cleanup(func() { client.Close() })
 	return client
@@ -149,16 +152,13 @@ func (c *cluster) startAPI(t *testing.T, flags ...string) {
 }
 
 func (c *cluster) close(t *testing.T) {
-	for _, process := range []*controlplane.Process{c.apiProcess(), c.storeProcess()} {
-		if process == nil {
-			continue
-		}
-		if !process.Running() {
-			t.Errorf("%v", process.Failure(logLines))
-		}
-		if err := process.Stop(stopWithin); err != nil {
-			t.Error(err)
-		}
+	if c.store != nil && !c.store.Running() && c.api != nil && c.api.Running() {
+		c.api.Kill() // without its store it would not stop
+	} else if c.api != nil {
+		c.stop(t, c.api.Process)
+	}
+	if c.store != nil {
+		c.stop(t, c.store.Process)
 	}
 	if t.Failed() {
 		t.Logf("the logs are kept in %s", c.dir)
@@ -167,18 +167,14 @@ func (c *cluster) close(t *testing.T) {
 	check(t, os.RemoveAll(c.dir))
 }
 
-func (c *cluster) apiProcess() *controlplane.Process {
-	if c.api == nil {
-		return nil
+// stop fails t if the process had ended by itself or does not stop.
+func (c *cluster) stop(t *testing.T, process *controlplane.Process) {
+	if !process.Running() {
+		t.Error(process.Failure(logLines))
 	}
-	return c.api.Process
-}
-
-func (c *cluster) storeProcess() *controlplane.Process {
-	if c.store == nil {
-		return nil
+	if err := process.Stop(stopWithin); err != nil {
+		t.Error(err)
 	}
-	return c.store.Process
 }
 
 // namespace makes a namespace for one test.
@@ -204,6 +200,20 @@ func (c *cluster) create(t *testing.T, of kind, namespace, prefix string, count 
 		o := of.empty(fmt.Sprintf("%s-%03d", prefix, i))
 		_, err := resource.Create(c.ctx, o, metav1.CreateOptions{})
 		return err
+	})
+}
+
+// eventually is the function of that name, and fails t at once if the store or the
+// API server has ended by itself.
+func (c *cluster) eventually(
+	t *testing.T, what string, within time.Duration, condition func() error,
+) {
+	t.Helper()
+	eventually(t, what, within, func() error {
+		if !c.store.Running() || !c.api.Running() {
+			t.Fatalf("waiting until %s: a server has ended", what) // close shows its log
+		}
+		return condition()
 	})
 }
 

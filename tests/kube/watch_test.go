@@ -177,15 +177,15 @@ func (h *history) stateAt(revision uint64) map[string]uint64 {
 // state. The list's revision may be nobody's change, so marker, made after the
 // list, is what the watch must show before the two are compared.
 func (h *history) requireEqualToList(
-	ctx context.Context, t *testing.T, marker *unstructured.Unstructured,
+	t *testing.T, c *cluster, marker *unstructured.Unstructured,
 ) {
 	t.Helper()
-	list, err := h.resource.List(ctx, metav1.ListOptions{})
+	list, err := h.resource.List(c.ctx, metav1.ListOptions{})
 	check(t, err)
-	marked, err := h.resource.Create(ctx, marker, metav1.CreateOptions{})
+	marked, err := h.resource.Create(c.ctx, marker, metav1.CreateOptions{})
 	check(t, err)
 	until := revisionOf(marked.GetResourceVersion())
-	eventually(t, "the watch delivers the marker", conditionWithin, func() error {
+	c.eventually(t, "the watch delivers the marker", conditionWithin, func() error {
 		return h.reached(until)
 	})
 	_, resumed, err := h.snapshot()

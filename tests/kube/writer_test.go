@@ -218,22 +218,59 @@ func (w *writer) requireInHistory(t *testing.T, changes []change) {
 		w.prefix, w.acknowledged, w.errors)
 }
 
-// match compares the writes to one name with the changes delivered for it.
+// match compares the writes to one name with the changes delivered for it. An
+// uncertain write is tried both as missing and as delivered: one deletion looks
+// like the next.
 func match(writes []write, changes []change) error {
-	for _, w := range writes {
-		same := len(changes) > 0 && changes[0].kind == w.kind &&
-			(w.kind == watch.Deleted || changes[0].value == w.value) &&
-			(w.revision == 0 || changes[0].revision == w.revision)
-		switch {
-		case same:
-			changes = changes[1:]
-		case w.certain:
-			return fmt.Errorf("the acknowledged write %+v is missing; the watch goes on with %+v",
-				w, changes[:min(3, len(changes))])
+	if len(writes) == 0 {
+		if len(changes) > 0 {
+			return fmt.Errorf("the watch delivered changes that nobody made: %+v", changes)
+		}
+		return nil
+	}
+	w := writes[0]
+	if !w.certain && match(writes[1:], changes) == nil {
+		return nil
+	}
+	if len(changes) > 0 && w.is(changes[0]) {
+		return match(writes[1:], changes[1:])
+	}
+	if !w.certain {
+		return match(writes[1:], changes)
+	}
+	return fmt.Errorf("the acknowledged write %+v is missing; the watch goes on with %+v",
+		w, changes[:min(3, len(changes))])
+}
+
+// is tells whether c can be what the watch says of w.
+func (w write) is(c change) bool {
+	return c.kind == w.kind &&
+		(w.kind == watch.Deleted || c.value == w.value) &&
+		(w.revision == 0 || c.revision == w.revision)
+}
+
+// TestMatch shows what a watch may say of the writes to one name, and what it may not.
+func TestMatch(t *testing.T) {
+	added := write{watch.Added, "1", 5, true}
+	maybe, deleted := write{kind: watch.Deleted}, write{kind: watch.Deleted, certain: true}
+	create, remove := change{watch.Added, "x", "1", 5}, change{watch.Deleted, "x", "1", 7}
+	for name, c := range map[string]struct {
+		writes  []write
+		changes []change
+		fits    bool
+	}{
+		"all":               {[]write{added, deleted}, []change{create, remove}, true},
+		"one of two":        {[]write{added, maybe, deleted}, []change{create, remove}, true},
+		"uncertain, made":   {[]write{added, maybe}, []change{create, remove}, true},
+		"uncertain, not":    {[]write{added, maybe}, []change{create}, true},
+		"lost":              {[]write{added, deleted}, []change{create}, false},
+		"invented":          {[]write{added}, []change{create, remove}, false},
+		"twice":             {[]write{added}, []change{create, create}, false},
+		"out of order":      {[]write{added, deleted}, []change{remove, create}, false},
+		"of other revision": {[]write{added}, []change{{watch.Added, "x", "1", 6}}, false},
+	} {
+		if err := match(c.writes, c.changes); (err == nil) != c.fits {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if len(changes) > 0 {
-		return fmt.Errorf("the watch delivered changes that nobody made: %+v", changes)
-	}
-	return nil
 }
