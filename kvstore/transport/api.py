@@ -61,6 +61,12 @@ class Call(Context, Protocol):
     def reply(self, message: bytes, /) -> None:
         """Finish with OK and one message."""
 
+    def reply_parts(self, parts: Sequence[bytes], size: int, /) -> None:
+        """Likewise, for a large message given as parts whose lengths add up to ``size``.
+
+        The parts are neither copied nor joined before they go to the socket.
+        """
+
     def fail(self, code: int, message: str, /) -> None:
         """Finish with a status and no message."""
 

@@ -121,6 +121,7 @@ class UnaryCall:
         if self.cancelled:
             return
         self.cancelled = True
+        self.on_cancel = None  # it usually knows the call: a cycle, which only the collector ends
         connection = self._connection
         output = connection.output
         transfer = self.transfer
@@ -129,15 +130,23 @@ class UnaryCall:
             if not output.dirty:
                 output.schedule()
         else:
-            self._answer_slowly(message)
+            self._answer_slowly((message,), len(message))
         if connection.observer is not None:
             connection.ended(self, grpc.OK)
+
+    def reply_parts(self, parts: Sequence[bytes], size: int, /) -> None:
+        """Finish with OK and one large message, whose parts are not joined before the socket."""
+        if not self.cancelled:
+            self.cancelled = True
+            self._answer_slowly(parts, size)
+            self._connection.ended(self, grpc.OK)
 
     def fail(self, code: int, message: str, /) -> None:
         """Finish with a status and no message."""
         if self.cancelled:
             return
         self.cancelled = True
+        self.on_cancel = None
         self._refuse(grpc.refusal_block(code, message))
         self._connection.ended(self, code)
 
@@ -154,7 +163,7 @@ class UnaryCall:
         transfer = self.transfer
         return transfer.outbox.size if transfer is not None and transfer.outbox is not None else 0
 
-    def _answer_slowly(self, message: bytes) -> None:
+    def _answer_slowly(self, parts: Sequence[bytes], size: int) -> None:
         """An answer that is too large, or comes at a bad moment: through an outbox."""
         connection = self._connection
         output = connection.output
@@ -166,8 +175,9 @@ class UnaryCall:
         outbox = transfer.outbox = Outbox(self.sid, self, transfer.credit)
         outbox.tail = output.last_headers(self.sid, grpc.TRAILER_BLOCK_OK)
         output.write(response_headers(self.sid))
-        outbox.parts.extend((grpc.prefix(len(message)), message))
-        output.queue(outbox, grpc.PREFIX_BYTES + len(message))
+        outbox.parts.append(grpc.prefix(size))
+        outbox.parts.extend(parts)
+        output.queue(outbox, grpc.PREFIX_BYTES + size)
 
     def _refuse(self, block: bytes) -> None:
         """An answer of nothing but headers."""
@@ -183,8 +193,10 @@ class UnaryCall:
             return
         self.cancelled = True
         self._connection.ended(self, code)
-        if self.on_cancel is not None:
-            self._connection.tell(self.on_cancel)
+        on_cancel = self.on_cancel
+        self.on_cancel = None
+        if on_cancel is not None:
+            self._connection.tell(on_cancel)
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -222,6 +234,7 @@ class UnaryCall:
     def sent(self) -> None:
         """The long answer has been handed to the socket."""
         self._connection.leave(self)
+        self.release()
 
 
 class StreamCall:
@@ -353,14 +366,16 @@ class StreamCall:
         """The status has been handed to the socket."""
         if not self.cancelled:
             self._connection.leave(self)
-            self.inbox.clear()
+            self.release()
             self._close()
 
     def _close(self) -> None:
         if not self.cancelled:
             self.cancelled = True
-            if self.sink is not None:
-                self._connection.tell(self.sink.closed)
+            sink = self.sink
+            self.sink = None
+            if sink is not None:
+                self._connection.tell(sink.closed)
 
 
 AnyCall = UnaryCall | StreamCall

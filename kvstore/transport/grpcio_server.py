@@ -68,6 +68,10 @@ class GrpcioCall:
             self.cancelled = True
             self.answer.set_result(message)
 
+    def reply_parts(self, parts: Sequence[bytes], size: int, /) -> None:
+        """Finish with OK and one message, joined: grpcio takes no parts."""
+        self.reply(b"".join(parts))
+
     def fail(self, code: int, message: str, /) -> None:
         """Finish with a status and no message."""
         if not self.cancelled:

@@ -97,6 +97,19 @@ class Owner(Protocol):
         """Its tail has been handed to the socket: the answer is complete."""
 
 
+class _Nobody:
+    """The owner of an outbox that is over; an outbox and its call would else keep each other."""
+
+    def drained(self) -> None:
+        """Nobody waits."""
+
+    def sent(self) -> None:
+        """Nobody waits."""
+
+
+_NOBODY = _Nobody()
+
+
 class Outbox:
     """What one stream has to send and may not send yet."""
 
@@ -104,7 +117,7 @@ class Outbox:
 
     def __init__(self, sid: int, owner: Owner, credit: int = 0) -> None:
         self.sid = sid
-        self.owner = owner
+        self.owner: Owner = owner
         self.credit = credit
         self.parts: deque[bytes | memoryview] = deque()
         self.size = 0
@@ -121,6 +134,10 @@ class Outbox:
             into.append(_frame_header(length << 8, 0, self.sid))
             self._take(length, into)
             count -= length
+
+    def disown(self) -> None:
+        """Its call is over: there is nobody to tell."""
+        self.owner = _NOBODY
 
     def _take(self, count: int, into: list[bytes | memoryview]) -> None:
         parts = self.parts
@@ -285,6 +302,7 @@ class Output:
         outbox.size = 0
         outbox.parts.clear()
         outbox.tail = b""
+        outbox.disown()
         self.ready.pop(outbox.sid, None)
 
     def _cut(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def count_objects(kind: str) -> int:
-    """Objects of a class that are alive, by its name."""
-    gc.collect()
-    return sum(type(thing).__name__ == kind for thing in gc.get_objects())
+def alive(*kinds: str) -> dict[str, int]:
+    """Objects of our classes that are alive, by their names; nothing is collected for it."""
+    found = Counter(type(thing).__name__ for thing in gc.get_objects())
+    return {kind: found[kind] for kind in kinds if found[kind]}
