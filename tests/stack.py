@@ -108,6 +108,12 @@ class Answered:
         assert not self.done, "answered once"
         self.body = message
 
+    def reply_parts(self, parts: Sequence[bytes], size: int, /) -> None:
+        """Likewise, in parts."""
+        body = b"".join(parts)
+        assert len(body) == size, "the parts add up"
+        self.reply(body)
+
     def fail(self, code: int, message: str, /) -> None:
         """The refusal, once."""
         assert not self.done, "answered once"

@@ -17,7 +17,12 @@ Lookup = Callable[[Item], bytes]
 
 def range_response(header: bytes, read: RangeRead) -> bytes:
     """A RangeResponse; every value that is shown is there."""
-    return b"".join((header, *shown_pairs(read), range_totals(read)))
+    return b"".join(range_parts(header, read))
+
+
+def range_parts(header: bytes, read: RangeRead) -> list[bytes]:
+    """Likewise, in parts that it shares with the cache."""
+    return [header, *shown_pairs(read), range_totals(read)]
 
 
 def range_totals(read: RangeRead) -> bytes:

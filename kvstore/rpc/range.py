@@ -18,6 +18,9 @@ from kvstore.rpc import encode
 from kvstore.store import Store
 from kvstore.transport.api import Call
 
+_JOINED_BYTES = 16 * 1024
+"""A larger answer is handed on in parts: copying it would cost more than passing the parts."""
+
 
 class RangeCall:
     """One KV.Range in progress."""
@@ -124,11 +127,14 @@ class RangeCall:
     def _complete(self, read: RangeRead) -> None:
         if read.sorts_by_value():
             read.finish()
-        body = encode.range_response(self._header.at(self._shown), read)
-        if self._starting:
-            self._at_once = body
+        parts = encode.range_parts(self._header.at(self._shown), read)
+        size = sum(map(len, parts))
+        if size > _JOINED_BYTES:
+            self._call.reply_parts(parts, size)
+        elif self._starting:
+            self._at_once = b"".join(parts)
         else:
-            self._call.reply(body)
+            self._call.reply(b"".join(parts))
 
     def _fail(self, error: StoreError) -> None:
         if self._starting:
