@@ -110,7 +110,10 @@ class Stream(Context, Protocol):
         """
 
     def finish(self, code: int = 0, message: str = "", /) -> None:
-        """End the call with a status once everything queued is sent; later calls do nothing."""
+        """End the call with a status once everything queued is sent; later calls do nothing.
+
+        The sink is told of no message any more, only that the stream is ``closed``.
+        """
 
 
 UnaryHandler = Callable[[bytes, Call], bytes | None]

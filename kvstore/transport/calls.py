@@ -4,7 +4,7 @@ States of a call, by what is set:
 
     open      in the connection's ``open``; ``cancelled`` is false
     sending   a unary answer or a stream's last status is on its way through an outbox;
-              ``cancelled`` is true for a unary call, ``_finishing`` for a stream; still in
+              ``cancelled`` is true for a unary call, ``finishing`` for a stream; still in
               ``open``
     over      not in ``open``; nothing is sent or told any more
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvstore.transport import frames, grpc
-from kvstore.transport.api import CallObserver, StreamSink
+from kvstore.transport.api import CallObserver, Kind, StreamSink
 from kvstore.transport.headers import Head, seconds_of
 from kvstore.transport.inbox import Inbox
 from kvstore.transport.output import Outbox, Output, response_headers
@@ -70,6 +70,11 @@ class Transfer:
         self.credit = 0
         """What the peer granted before there was an outbox."""
         self.outbox: Outbox | None = None
+
+    @property
+    def deaf(self) -> bool:
+        """Further messages are ignored, as by grpc-go: the first is the request."""
+        return self.message is not None
 
 
 class UnaryCall:
@@ -243,14 +248,15 @@ class StreamCall:
     __slots__ = (
         "_begun",
         "_connection",
-        "_finishing",
         "cancelled",
         "deadline",
+        "finishing",
         "half_closed",
         "head",
         "inbox",
         "outbox",
         "received",
+        "received_messages",
         "sid",
         "sink",
         "started",
@@ -273,7 +279,9 @@ class StreamCall:
         self.total = 0
         """Bytes of DATA, padding not counted."""
         self._begun = False
-        self._finishing = False
+        self.finishing = False
+        """``finish`` was called: messages are neither sent nor taken any more."""
+        self.received_messages = 0
 
     @property
     def peer(self) -> str:
@@ -296,7 +304,7 @@ class StreamCall:
 
     def send(self, parts: Sequence[bytes], size: int, /) -> None:
         """Queue one message, given as parts whose lengths add up to ``size``."""
-        if self.cancelled or self._finishing:
+        if self.cancelled or self.finishing:
             return
         output = self._connection.output
         if not self._begun:
@@ -307,9 +315,9 @@ class StreamCall:
 
     def finish(self, code: int = 0, message: str = "", /) -> None:
         """End the call with a status once everything queued is sent."""
-        if self.cancelled or self._finishing:
+        if self.cancelled or self.finishing:
             return
-        self._finishing = True
+        self.finishing = True
         connection = self._connection
         if self._begun:
             block = grpc.trailer_block(code, message)
@@ -326,6 +334,13 @@ class StreamCall:
     # For the connection.
 
     @property
+    def deaf(self) -> bool:
+        """Further messages are ignored, as by grpc-go: nobody takes them, or one was enough."""
+        if self.head.route.kind is Kind.SERVER_STREAM and self.received_messages:
+            return True
+        return self.cancelled or self.finishing
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes that wait in the outbox."""
         return self.outbox.size
@@ -333,14 +348,14 @@ class StreamCall:
     def abort(self, code: int) -> None:
         """Nothing can be sent any more."""
         self.release()
-        if not self._finishing:
+        if not self.finishing:
             self._connection.ended(self, code)
         self._close()
 
     def expire(self) -> None:
         """The deadline has passed: what is queued is dropped, the status is sent."""
         self._connection.output.drop(self.outbox)
-        if self._finishing:
+        if self.finishing:
             self._connection.reset(self, frames.CANCEL)
             self.abort(grpc.DEADLINE_EXCEEDED)
         else:
@@ -359,7 +374,7 @@ class StreamCall:
 
     def drained(self) -> None:
         """The outbox has fallen to its low-water mark."""
-        if not self.cancelled and not self._finishing and self.sink is not None:
+        if not self.cancelled and not self.finishing and self.sink is not None:
             self._connection.tell(self.sink.writable)
 
     def sent(self) -> None:

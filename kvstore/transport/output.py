@@ -2,8 +2,8 @@
 
 Two roads lead to the socket.
 
-*Direct*: an answer that fits a frame and both windows, while the socket takes data, is appended to
-``pending`` as finished bytes; everything appended in one turn of the loop is one write.
+*Direct*: a small answer that fits a frame and both windows, while the socket takes data, is
+appended to ``pending`` as finished bytes; everything appended in one turn of the loop is one write.
 That is the road of nearly all unary answers and watch events.
 
 *Through an outbox*: whatever does not fit waits in its stream's ``Outbox``.
@@ -222,7 +222,8 @@ class Output:
         if self.paused or self._transport is None:
             self.direct_max = -1
         else:
-            self.direct_max = min(self.frame_max, self.stream_window) - grpc.PREFIX_BYTES
+            size = min(self.frame_max, self.stream_window, _HANDED_BYTES)
+            self.direct_max = size - grpc.PREFIX_BYTES
 
     def write(self, frame: bytes) -> None:
         """Append a finished frame that no window limits."""

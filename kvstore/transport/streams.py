@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvstore.transport import frames, grpc, guard
-from kvstore.transport.api import CallObserver, StatusError
+from kvstore.transport.api import CallObserver, Kind, StatusError
 from kvstore.transport.blocks import Blocks
 from kvstore.transport.calls import AnyCall, StreamCall, Transfer, UnaryCall
 from kvstore.transport.frames import ConnectionFault, StreamFault
@@ -150,7 +150,7 @@ class Streams:
             or compressed
             or finish > end
             or size > self._whole_max
-            or sid <= self.last_sid
+            or not self.last_sid < sid <= frames.STREAM_MASK
             or not sid & 1
             or len(self.open) >= self.open_max
             or self.blocks.open_stream
@@ -192,16 +192,17 @@ class Streams:
         self.unreturned += len(payload)
         data = frames.unpad(flags, payload)
         call = self.open.get(sid)
+        ended = flags & frames.END_STREAM
+        completed = 0
         if call is None:
             self._not_open(sid)
-            return
-        if call.half_closed:
+        elif call.half_closed:
             raise StreamFault(frames.STREAM_CLOSED, "DATA after the end")
-        ended = flags & frames.END_STREAM
-        completed = self._deliver(call, data, len(payload))
+        else:
+            completed = self._deliver(call, data, len(payload))
         if not ended and not completed and len(payload) < _SMALL_DATA_BYTES:
             self._guard.count(guard.SMALL_DATA)
-        if ended and sid in self.open:
+        if ended and call is not None and sid in self.open:
             self._half_close(call)
 
     def _deliver(self, call: AnyCall, data: bytes, length: int) -> int:
@@ -215,12 +216,13 @@ class Streams:
         if side.received * 2 >= self._limits.stream_window_bytes:
             self.output.write(frames.window_update(call.sid, side.received))
             side.received = 0
+        if side.deaf:
+            return 0
         try:
             messages = side.inbox.feed(data)
-            call.head.route.messages_received += len(messages)
             if isinstance(side, StreamCall):
                 self._sink_messages(side, messages)
-            elif messages and side.message is None:  # grpc-go takes the first and ignores others
+            elif messages:
                 side.message = messages[0]
         except StatusError as error:
             if isinstance(call, StreamCall):
@@ -233,8 +235,10 @@ class Streams:
     def _sink_messages(self, call: StreamCall, messages: list[bytes]) -> None:
         """Tell a sink of its messages; raises ``StatusError``."""
         for message in messages:
-            if call.cancelled or call.sink is None:
+            if call.deaf or call.sink is None:
                 return
+            call.received_messages += 1
+            call.head.route.messages_received += 1
             try:
                 call.sink.message(message)
             except StatusError:
@@ -254,7 +258,9 @@ class Streams:
             call.half_closed = True
             if call.inbox.unfinished:
                 call.finish(grpc.INTERNAL, "unexpected EOF")
-            elif call.sink is not None:
+            elif call.head.route.kind is Kind.SERVER_STREAM and not call.received_messages:
+                call.finish(grpc.UNKNOWN, "EOF")
+            elif call.sink is not None and not call.finishing:
                 self.tell(call.sink.half_closed)
             return
         transfer = call.transfer

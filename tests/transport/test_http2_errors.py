@@ -213,6 +213,19 @@ async def test_harmless_frames() -> None:
         assert (await peer.call(PATH + "Echo", b"next")).messages == [b"next"]
 
 
+async def test_reserved_bit_is_ignored() -> None:
+    """The bit before a stream's number means nothing, also in a call that is served at once."""
+    async with serving() as running, connected(running.port) as peer:
+        for _ in range(3):
+            await peer.call(PATH + "Echo", b"x")
+        call = peer.headers(7, GOOD).serialize()
+        call += DataFrame(7, message(b"y"), flags=["END_STREAM"]).serialize()
+        peer.write(call.replace(b"\0\0\0\x07", b"\x80\0\0\x07"))
+        peer.next_sid = 9
+        assert (await peer.answer(7)).messages == [b"y"]
+        assert (await peer.call(PATH + "Echo", b"next")).messages == [b"next"]
+
+
 async def test_priority_of_a_wrong_length() -> None:
     """PRIORITY that is not five bytes long resets its stream with FRAME_SIZE_ERROR."""
     async with serving() as running, connected(running.port) as peer:

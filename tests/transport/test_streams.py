@@ -1,7 +1,13 @@
 """Streaming calls: what sinks are told, in which order, and how streams end."""
 
 import pytest
-from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame
+from hyperframe.frame import (
+    DataFrame,
+    HeadersFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
 from tests.transport.peer import Peer, connected, message, messages
 from tests.transport.running import Running, eventually, serving
@@ -176,6 +182,40 @@ async def test_request_trailers_end_the_request() -> None:
         sid, sink = await tap(running, peer)
         peer.send(DataFrame(sid, message(b"x")), peer.headers(sid, [("a", "b")], "END_STREAM"))
         await eventually(lambda: sink.events == [b"x", "half_closed"])
+
+
+@pytest.mark.parametrize(
+    ("data", "messages", "status"),
+    [
+        (b"", [], (2, "EOF")),
+        (message(b"2 0")[:3], [], (2, "EOF")),
+        (message(b"2 0") + message(b"9 0"), [b"0", b"1"], (0, "")),
+    ],
+)
+async def test_server_stream_takes_one_message(
+    data: bytes, messages: list[bytes], status: tuple[int, str]
+) -> None:
+    """A server stream without a request ends as by grpc-go; what follows the first is ignored."""
+    async with serving() as running, connected(running.port) as peer:
+        sid = peer.start(PATH + "Count")
+        peer.send(DataFrame(sid, data, flags=["END_STREAM"]))
+        answer = await peer.answer(sid)
+        assert (answer.messages, answer.status) == (messages, status)
+
+
+async def test_finished_stream_hears_nothing() -> None:
+    """After ``finish`` a sink is told of no message, though its last answer is still unread."""
+    settings = {SettingsFrame.INITIAL_WINDOW_SIZE: 0}
+    async with serving() as running, connected(running.port, settings=settings) as peer:
+        sid, sink = await tap(running, peer)
+        sink.stream.send([b"unread"], 6)
+        sink.stream.finish()
+        peer.send(DataFrame(sid, message(b"late")), DataFrame(sid, b"", flags=["END_STREAM"]))
+        await peer.settle()
+        assert sink.events == []
+        peer.send(WindowUpdateFrame(sid, 100))
+        assert (await peer.answer(sid)).messages == [b"unread"]
+        assert sink.events == ["closed"]
 
 
 async def test_metadata_of_streams() -> None:
