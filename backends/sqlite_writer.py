@@ -19,10 +19,10 @@ middle of a statement keeps the log from being started over, so that it may grow
 of ``wal_bytes_max`` a checkpoint waits for readers, and above ``wal_bytes_max`` commits are refused
 until one succeeds.
 
-**Failures.** Full, busy and out of memory are definite once the transaction is seen to be gone and
-the tip unmoved: nothing was stored. Any other error, the sync above all, breaks the writer for
-good: after a failed ``fsync`` the kernel may call pages clean that never reached the disk, so that
-neither a retry nor a look at the file proves anything.
+**Failures.** Full and busy are definite once the transaction is seen to be gone and the tip
+unmoved: nothing was stored. Any other error, the sync above all, breaks the writer for good: after
+a failed ``fsync`` the kernel may call pages clean that never reached the disk, so that neither a
+retry nor a look at the file proves anything.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from kvstore.errors import BackendError
 _SIZES_REFRESH_PAGES = 64
 """``sizes`` is taken anew once this many pages have been written."""
 
-_DEFINITE = (apsw.FullError, apsw.BusyError, apsw.NoMemError)
+_DEFINITE = (apsw.FullError, apsw.BusyError)
 _COMMITTED = CommitResult(Outcome.COMMITTED)
 
 

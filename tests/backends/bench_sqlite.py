@@ -7,12 +7,12 @@ must be on the disk in question.
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -43,6 +43,12 @@ def rows(first: int, count: int, value_bytes: int = KIB) -> list[Row]:
 def quantile(values: list[float], q: float) -> float:
     """The value below which the fraction `q` lies, of a non-empty list."""
     return sorted(values)[min(int(len(values) * q), len(values) - 1)]
+
+
+def spread(times: list[float]) -> str:
+    """Quantiles of some durations in seconds."""
+    figures = ((0.1, "p10"), (0.5, "p50"), (0.99, "p99"))
+    return "  ".join(f"{name} {quantile(times, q) * 1e3:7.3f}" for q, name in figures) + " ms"
 
 
 class Store:
@@ -83,46 +89,66 @@ class Store:
         self.path.parent.rmdir()
 
 
-def syncs(directory: Path) -> Iterator[str]:
-    """What the disk takes for a sync after writing 4 KiB, appended and overwritten."""
-    path = directory / "syncs"
+def written_pages(store: Store) -> int:
+    """Pages appended to the log so far."""
+    return store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+
+
+def single(directory: Path) -> Iterator[str]:
+    """A commit of one row of 1 KiB against a bare write and sync of 4 KiB, appended to a file and
+    overwritten in place: in turns, so that all meet the same disk.
+    """
+    store = Store(directory).fill(30_000)
+    path = directory / "bare"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    for how in ("appended", "overwritten"):
-        taken: list[float] = []
-        for n in range(400):
+    kinds: dict[str, Callable[[int], object]] = {
+        "sync, appended": lambda n: _write_and_sync(descriptor, n * 4096),
+        "sync, overwritten": lambda n: _write_and_sync(descriptor, n // 2 * 4096),
+        "commit, 1 row": lambda _: store.writer.commit(store.batch(1)),
+    }
+    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for n in range(1_000):
+        for kind, run in kinds.items():
             began = time.perf_counter()
-            os.pwrite(descriptor, BLOCK[:4096], n * 4096)
-            os.fdatasync(descriptor)
-            taken.append(time.perf_counter() - began)
-        yield f"{how:12} p50 {quantile(taken, 0.5) * 1e3:6.3f} ms  p99 {quantile(taken, 0.99) * 1e3:6.3f} ms"
+            run(n)
+            taken[kind].append(time.perf_counter() - began)
+        store.writer.checkpoint_if_due()
+    for kind, times in taken.items():
+        yield f"{kind:18} {spread(times)}"
+    store.close()
     os.close(descriptor)
     path.unlink()
 
 
+def _write_and_sync(descriptor: int, offset: int) -> None:
+    os.pwrite(descriptor, BLOCK[:4096], offset)
+    os.fdatasync(descriptor)
+
+
 def commits(directory: Path) -> Iterator[str]:
-    """Commits by batch size and value size: latency, throughput, CPU of the writer's thread, bytes
-    appended to the log. Checkpoints are inside the throughput and outside the latency.
+    """Commits by size of value and of batch: latency without checkpoints, rows/s and CPU of the
+    writer's thread with them, bytes appended to the log.
     """
     for value_bytes in (KIB, 2 * KIB, 16 * KIB):
         for count, total in ((1, 2_000), (10, 10_000), (100, 50_000), (1_000, 50_000)):
-            store = Store(directory)
-            store.fill(500)
-            taken, spent, busy = [], 0.0, 0.0
-            pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
-            for batch in [store.batch(count, value_bytes) for _ in range(total // count)]:
+            store = Store(directory).fill(1_000)
+            taken, spent, elapsed = [], 0.0, 0.0
+            pages = written_pages(store)
+            for _ in range(max(total * KIB // value_bytes // count, 10)):
+                batch = store.batch(count, value_bytes)
                 began, cpu = time.perf_counter(), time.thread_time()
                 assert store.writer.commit(batch).outcome is Outcome.COMMITTED
                 taken.append(time.perf_counter() - began)
                 store.writer.checkpoint_if_due()
-                busy += time.perf_counter() - began
+                elapsed += time.perf_counter() - began
                 spent += time.thread_time() - cpu
-            pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] - pages
+            stored = count * len(taken)
+            log = (written_pages(store) - pages) * sqlite_file.PAGE_BYTES
             store.close()
             yield (
-                f"{value_bytes:6} B  batch {count:5}  p50 {quantile(taken, 0.5) * 1e3:7.3f} ms"
-                f"  p99 {quantile(taken, 0.99) * 1e3:7.3f} ms  {total / busy:8.0f} rows/s"
-                f"  {spent / total * 1e6:6.1f} us CPU/row"
-                f"  {pages * sqlite_file.PAGE_BYTES / total:7.0f} log B/row"
+                f"{value_bytes:6} B  batch {count:5}  {spread(taken)}"
+                f"  {stored / elapsed:8.0f} rows/s"
+                f"  {spent / stored * 1e6:6.1f} us CPU/row  {log / stored:7.0f} log B/row"
             )
 
 
@@ -133,14 +159,14 @@ def python_cost(directory: Path) -> Iterator[str]:
     store = Store(directory)
     for count in (1, 10, 100, 500):
         batch = rows(2, count)
-        text, given = STATEMENTS.insert_rows.fitting(batch, 1)
+        _, given = STATEMENTS.insert_rows.fitting(batch, 1, 1)
         holes = ",".join("?" * len(given))
         nothing = f"SELECT 1 WHERE 0 AND 1 IN ({holes})"
         store.connection.execute(nothing, given)
         times = 20_000 // count
         began = time.thread_time()
         for _ in range(times):
-            _, given = STATEMENTS.insert_rows.fitting(batch, 1)
+            _, given = STATEMENTS.insert_rows.fitting(batch, 1, 1)
             store.connection.execute(nothing, given)
         spent = (time.thread_time() - began) / times
         yield f"batch {count:4}  {spent * 1e6:7.1f} us  {spent / count * 1e6:6.2f} us/row"
@@ -189,13 +215,11 @@ def _busy(directory: Path, name: str, count: int, full: int) -> str:
     thread.start()
     taken: list[float] = []
     turns, started = 0, time.perf_counter()
+    ids = [(n, 0) for n in range(1_000, 1_000 + count)]
     while time.perf_counter() - started < 1.0:
+        job: Callable[[], object] = partial(reader.values, ids)
         if name == "commit":
-            batch = store.batch(count)
-            job: Callable[[], object] = lambda batch=batch: store.writer.commit(batch)  # type: ignore[misc]
-        else:
-            ids = [(n, 0) for n in range(1_000, 1_000 + count)]
-            job = lambda ids=ids: reader.values(ids)  # type: ignore[misc]
+            job = partial(store.writer.commit, store.batch(count))
         began = time.perf_counter()
         work.put(job)
         turns += spin(lambda: not done.empty())
@@ -206,10 +230,7 @@ def _busy(directory: Path, name: str, count: int, full: int) -> str:
     thread.join()
     reader.close()
     store.close()
-    return (
-        f"p50 {quantile(taken, 0.5) * 1e3:7.3f} ms  p99 {quantile(taken, 0.99) * 1e3:7.3f} ms"
-        f"  main thread {turns / full / elapsed:5.0%}"
-    )
+    return f"{spread(taken)}  {len(taken):5}/s  main thread {turns / full / elapsed:5.0%}"
 
 
 def reads(directory: Path) -> Iterator[str]:
@@ -221,9 +242,10 @@ def reads(directory: Path) -> Iterator[str]:
     for count in (1, 500, 10_000):
         for step, how in ((1, "contiguous"), (17, "scattered")):
             ids = [(2 + n * step % 199_999, 0) for n in range(count)]
-            best = min(_cpu(lambda ids=ids: reader.values(ids)) for _ in range(5))  # type: ignore[misc]
-            yield f"{count:6} values {how:10}  {best * 1e3:8.3f} ms  {best / count * 1e6:6.2f} us/value"
-    spent = _cpu(lambda: _load(reader))
+            best = min(_cpu(partial(reader.values, ids)) for _ in range(5))
+            each = best / count * 1e6
+            yield f"{count:6} values {how:10}  {best * 1e3:8.3f} ms  {each:6.2f} us/value"
+    spent = min(_cpu(lambda: _load(reader)) for _ in range(3))
     yield f"index of 200000 rows     {spent * 1e3:8.1f} ms  {spent / 200_000 * 1e6:6.2f} us/row"
     reader.close()
     store.close()
@@ -247,16 +269,17 @@ def drops(directory: Path) -> Iterator[str]:
     for step, how in ((1, "in order"), (17, "scattered")):
         store = Store(directory).fill(100_000)
         ids = [(2 + n * step % 99_999, 0) for n in range(20_000)]
-        pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+        pages = written_pages(store)
         spent, began = time.thread_time(), time.perf_counter()
         for start in range(0, len(ids), 1_000):
             batch = Batch(store.fence.epoch, store.tip, store.tip, drops=ids[start : start + 1_000])
             assert store.writer.commit(batch).outcome is Outcome.COMMITTED
             store.writer.checkpoint_if_due()
         wall, spent = time.perf_counter() - began, time.thread_time() - spent
-        pages = store.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] - pages
+        pages = written_pages(store) - pages
         yield (
-            f"{how:10} {spent / len(ids) * 1e6:6.1f} us CPU/row  {wall / len(ids) * 1e6:6.1f} us/row"
+            f"{how:10} {spent / len(ids) * 1e6:6.1f} us CPU/row"
+            f"  {wall / len(ids) * 1e6:6.1f} us/row"
             f"  {pages * sqlite_file.PAGE_BYTES / len(ids):7.0f} log B/row"
         )
         began = time.perf_counter()
@@ -272,43 +295,45 @@ def drops(directory: Path) -> Iterator[str]:
 
 def checkpoints(directory: Path) -> Iterator[str]:
     """By size of the log: latency of commits, checkpoints included, for 1 and 100 rows."""
-    for mib in (1, 4, 16, 64):
-        config = SqliteConfig(checkpoint_bytes=mib << 20)
-        for count, total in ((1, 6_000), (100, 100_000)):
+    for count, total in ((1, 6_000), (100, 100_000)):
+        for mib in (1, 4, 16, 64):
+            config = SqliteConfig(checkpoint_bytes=mib << 20)
             store = Store(directory, config)
             store.fill(5_000)
             taken: list[float] = []
-            for batch in [store.batch(count) for _ in range(total // count)]:
+            for _ in range(total // count):
+                batch = store.batch(count)
                 began = time.perf_counter()
                 assert store.writer.commit(batch).outcome is Outcome.COMMITTED
                 store.writer.checkpoint_if_due()
                 taken.append(time.perf_counter() - began)
             store.close()
-            figures = "  ".join(
-                f"{q:.1%} {quantile(taken, q) * 1e3:7.2f}" for q in (0.5, 0.99, 0.999)
+            worst, rate = quantile(taken, 0.999) * 1e3, total / sum(taken)
+            yield (
+                f"{mib:3} MiB  batch {count:3}  {spread(taken)}  p99.9 {worst:7.2f} ms"
+                f"  {rate:8.0f} rows/s"
             )
-            yield f"{mib:3} MiB  batch {count:3}  {figures} ms  {total / sum(taken):8.0f} rows/s"
 
 
 TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     table.__name__: table
-    for table in (syncs, commits, python_cost, busy_loop, reads, drops, checkpoints)
+    for table in (single, commits, python_cost, busy_loop, reads, drops, checkpoints)
 }
 
 
 def main() -> None:
     """Print the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *TABLES], metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TABLES))
     parser.add_argument("--directory", type=Path, default=Path.cwd())
     options = parser.parse_args()
-    print(f"SQLite {apsw.sqlite_lib_version()}, apsw {apsw.apsw_version()}, {sys.version}")
+    show = partial(print, flush=True)
+    show(f"SQLite {apsw.sqlite_lib_version()}, apsw {apsw.apsw_version()}, Python {sys.version}")
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         for name in options.names or TABLES:
-            print(f"\n{name}: {' '.join((TABLES[name].__doc__ or '').split())}")
+            show(f"\n{name}: {' '.join((TABLES[name].__doc__ or '').split())}")
             for line in TABLES[name](Path(directory)):
-                print("  " + line, flush=True)
-    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
+                show("  " + line)
 
 
 if __name__ == "__main__":
