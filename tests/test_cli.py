@@ -13,6 +13,7 @@ from kvstore import cli
 from kvstore.config import Config
 from kvstore.memory import memory_limit
 from kvstore.options import ServeOptions, TransportKind
+from tests.backends.raw import raw
 from tests.program import Program, get, put, run, serving, url
 
 Served = tuple[Config, ServeOptions]
@@ -324,3 +325,46 @@ class TestListening:
                 put(channel, b"k", b"v")
                 assert get(channel, b"k") == [b"v"]
             assert program.stop() == 0
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file but the lock, which names its last holder."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix != ".lock"}
+
+
+@pytest.mark.slow
+class TestCheck:
+    """``kvstore check``."""
+
+    def test_sound(self, tmp_path: Path) -> None:
+        """A store that was used is found sound, and told of; nothing changes."""
+        with serving(tmp_path) as program:
+            with grpc.insecure_channel(url(program)) as channel:
+                put(channel, b"a", b"1")
+                put(channel, b"a", b"2")
+            assert "held by" in refused("check", "--data-dir", str(tmp_path))
+            assert program.stop() == 0
+        before = contents(tmp_path)
+        code, stdout, stderr = run("check", "-data-dir", str(tmp_path))
+        assert (code, stderr) == (0, "")
+        assert {"keys 1", "rows 2", "revision 3", "findings 0"} <= set(stdout.splitlines())
+        assert contents(tmp_path) == before
+
+    def test_damage(self, tmp_path: Path) -> None:
+        """A damaged store is exit code 1 and a line for each finding."""
+        with serving(tmp_path) as program:
+            with grpc.insecure_channel(url(program)) as channel:
+                for number in range(3):
+                    put(channel, b"k", b"%d" % number)
+            assert program.stop() == 0
+        with raw(tmp_path / cli.DATABASE) as connection:
+            connection.execute("DELETE FROM revisions WHERE revision = 3")
+        code, stdout, _ = run("check", "--data-dir", str(tmp_path))
+        assert code == 1
+        assert any(line.startswith("finding: ") for line in stdout.splitlines())
+        assert "findings 0" not in stdout.splitlines()
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        """A directory without a store is refused, and stays without."""
+        assert cli.DATABASE in refused("check", "--data-dir", str(tmp_path))
+        assert list(tmp_path.iterdir()) == []
