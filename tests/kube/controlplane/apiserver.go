@@ -14,6 +14,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
+// LogName is the API server's log in its directory; every start appends to it.
+const LogName = "kube-apiserver.log"
+
 const (
 	serviceRange = "10.96.0.0/16"
 	// The API server refuses a loopback address in the endpoints of its own
@@ -55,7 +58,7 @@ func Start(o Options) (*APIServer, error) {
 	s := &APIServer{
 		URL:        url,
 		Kubeconfig: filepath.Join(o.Dir, "kubeconfig"),
-		LogPath:    filepath.Join(o.Dir, "kube-apiserver.log"),
+		LogPath:    filepath.Join(o.Dir, LogName),
 	}
 	process, err := StartProcess(s.LogPath, o.Env, append([]string{o.Binary}, flags(o)...)...)
 	if err != nil {

@@ -57,6 +57,10 @@ func run(ctx context.Context, store, dir string, port int, flags []string) error
 		return err
 	}
 	bin := filepath.Dir(self)
+	// The log is of one start, so that it does not grow for ever.
+	if err := os.Remove(filepath.Join(dir, controlplane.LogName)); err != nil && !os.IsNotExist(err) {
+		return err
+	}
 	server, err := controlplane.Start(controlplane.Options{
 		Binary: filepath.Join(bin, "kube-apiserver"),
 		Dir:    dir,
