@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -58,7 +60,8 @@ func run(ctx context.Context, store, dir string, port int, flags []string) error
 	}
 	bin := filepath.Dir(self)
 	// The log is of one start, so that it does not grow for ever.
-	if err := os.Remove(filepath.Join(dir, controlplane.LogName)); err != nil && !os.IsNotExist(err) {
+	err = os.Remove(filepath.Join(dir, controlplane.LogName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	server, err := controlplane.Start(controlplane.Options{
