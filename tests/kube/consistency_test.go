@@ -64,7 +64,8 @@ func (c *cluster) requireConsistent(t *testing.T, resources ...string) {
 			resources = append(resources, resource)
 		}
 	}
-	c.eventually(t, "every watch cache was compared with the store", consistencyWithin, func() error {
+	what := "every watch cache is compared with the store"
+	c.eventually(t, what, consistencyWithin, func() error {
 		var waiting []string
 		now := c.consistencyChecks(t)
 		for _, resource := range resources {
