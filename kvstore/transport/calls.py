@@ -143,6 +143,7 @@ class UnaryCall:
         """Finish with OK and one large message, whose parts are not joined before the socket."""
         if not self.cancelled:
             self.cancelled = True
+            self.on_cancel = None
             self._answer_slowly(parts, size)
             self._connection.ended(self, grpc.OK)
 

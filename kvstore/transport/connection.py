@@ -104,13 +104,15 @@ class Http2Connection(asyncio.Protocol):
                 position = stop
             if streams.unreturned:
                 self._return_window()
+            if rest or position < end:
+                self._rest = data[position:]
+                self._host.totals.request_bytes += len(self._rest) - len(rest)
+            output.flush()
         except ConnectionFault as fault:
             self._die(fault)
-            return
-        if rest or position < end:
-            self._rest = data[position:]
-            self._host.totals.request_bytes += len(self._rest) - len(rest)
-        output.flush()
+        except Exception as error:  # noqa: BLE001 - a bug costs one connection, not all
+            self._host.failed("connection failed", error)
+            self.abort()
 
     # Frames.
 

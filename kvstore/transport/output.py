@@ -218,6 +218,11 @@ class Output:
         self.direct_max = -1
         self.pending.clear()
 
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _set_direct_max(self) -> None:
         if self.paused or self._transport is None:
             self.direct_max = -1

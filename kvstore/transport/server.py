@@ -184,7 +184,11 @@ class Server:
         dirty = self._dirty
         self._dirty = []
         for output in dirty:
-            output.flush()
+            try:
+                output.flush()
+            except Exception as error:  # noqa: BLE001 - a bug costs one connection, not all
+                self.failed("output failed", error)
+                output.abort()
 
     def refused(self, limit: str, /) -> None:
         """A limit was reached."""
@@ -221,7 +225,11 @@ class Server:
             self._round = list(self._connections)
             self._part = -(-len(self._round) // (1 if self._draining else _TICKS_PER_ROUND))
         for connection in self._round[-self._part :]:
-            connection.tick(now)
+            try:
+                connection.tick(now)
+            except Exception as error:  # noqa: BLE001 - likewise
+                self.failed("tick failed", error)
+                connection.abort()
         del self._round[-self._part :]
 
     # For metrics, and the way out.

@@ -76,6 +76,12 @@ def size(message: bytes, _call: Call) -> bytes:
     return bytes(int(message))
 
 
+def parts(message: bytes, call: Call) -> None:
+    """Asked for "N SIZE", answer with N parts of SIZE bytes."""
+    count, length = map(int, message.split())
+    call.reply_parts([b"%c" % (i % 256) * length for i in range(count)], count * length)
+
+
 def deadline(_message: bytes, call: Call) -> bytes:
     """When the client gives up."""
     return repr(call.deadline).encode()
@@ -114,6 +120,7 @@ class Service:
             Method.unary(path("Later"), self.later),
             Method.unary(path("Never"), self.never),
             Method.unary(path("Size"), size),
+            Method.unary(path("Parts"), parts),
             Method.unary(path("Fail"), self.fail),
             Method.unary(path("Twice"), self.twice),
             Method.unary(path("Metadata"), metadata),

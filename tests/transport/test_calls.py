@@ -87,6 +87,41 @@ async def test_only_the_first_answer_counts() -> None:
         assert (await peer.call(PATH + "Echo", b"next")).messages == [b"next"]
 
 
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 0), (3, 5), (500, 1100), (3, 100_000)])
+async def test_answer_in_parts(count: int, size: int) -> None:
+    """An answer given as parts is their concatenation."""
+    async with serving() as running, connected(running.port) as peer:
+        answer = await peer.call(PATH + "Parts", b"%d %d" % (count, size))
+        assert answer.messages == [b"".join(b"%c" % (i % 256) * size for i in range(count))]
+        assert answer.status == (0, "")
+        assert running.server.stats().calls == 0
+
+
+@pytest.mark.parametrize("where", ["data_received", "flush", "tick"])
+async def test_a_bug_costs_one_connection(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours closes the connection where it happened, is told, and harms no other."""
+    async with serving(expect_failures=True) as running, connected(running.port) as peer:
+        await peer.call(PATH + "Echo", b"x")
+        connection = running.connection
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        if where == "data_received":
+            monkeypatch.setattr(type(connection.streams), "granted", fail)
+        elif where == "tick":
+            monkeypatch.setattr(type(connection.streams), "expire", fail)
+        else:
+            monkeypatch.setattr(type(connection.output), "_hand_over", fail)
+        sid = peer.start(PATH + "Later", b"x")
+        peer.grant(sid, 1000)
+        await peer.read_all()
+        monkeypatch.undo()
+        assert "ZeroDivisionError()" in running.failures[0]
+        async with connected(running.port) as other:
+            assert (await other.call(PATH + "Echo", b"x")).messages == [b"x"]
+
+
 NOT_GRPC = "invalid gRPC request content-type "
 
 

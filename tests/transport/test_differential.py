@@ -73,6 +73,7 @@ def conversation(port: int) -> Seen:
             unary("Echo", body)
             unary("Later", body)
         unary("Size", b"3000000")
+        unary("Parts", b"500 1100")
         for how in ("raise", "fail", "crash"):
             unary("Fail", f"{how} text, 100 %, naïve".encode())
         unary("Twice", b"")

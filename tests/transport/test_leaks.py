@@ -32,6 +32,7 @@ async def test_calls_and_connections_are_freed_without_the_collector() -> None:
                     await peer.call(PATH + name, b"x")
                 await peer.call(PATH + "Fail", b"fail x")
                 await peer.call(PATH + "Size", b"50000")
+                await peer.call(PATH + "Parts", b"50 1000")
                 await peer.call(PATH + "Count", b"10 1000")
                 await peer.answer(peer.start(PATH + "Chat", b"x"))
                 reset = [peer.start(PATH + name, b"50000") for name in ("Never", "Size", "Chat")]
