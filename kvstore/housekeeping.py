@@ -41,14 +41,17 @@ class StallMonitor:
         self._clock = clock
         self._cpu = cpu
         self._interval = config.stall_tick_interval
-        self._ticked_at = clock.monotonic()
-        self._cpu_then = cpu()
+        self.begin()
         self.felt = Histogram(_BOUNDS)
         """Seconds that the timer was late."""
         self.blamed = Histogram(_BOUNDS)
         """Of these, seconds for which the process was computing."""
         self.load = 0.0
         """CPU seconds per second since the tick before; above 1 when several threads compute."""
+
+    def begin(self) -> None:
+        """What was before does not count: ticks come from now on."""
+        self._ticked_at, self._cpu_then = self._clock.monotonic(), self._cpu()
 
     def tick(self) -> None:
         """Take the time."""

@@ -301,6 +301,7 @@ class Server:
             self._stalls.tick()
             self._garbage.tick(self._stalls.load)
 
+        self._stalls.begin()
         await self._tick(work, self._config.housekeeping.stall_tick_interval)
 
     def _guarded(self, work: Callable[[], None]) -> None:

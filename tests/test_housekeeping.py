@@ -64,6 +64,17 @@ class TestStalls:
         assert stalls.felt.sum == pytest.approx(late)
         assert stalls.blamed.sum == pytest.approx(blamed)
 
+    def test_time_before_the_first_tick(self) -> None:
+        """Loading is no stall."""
+        clock, used = ManualClock(), Cpu()
+        stalls = StallMonitor(clock, used, CONFIG)
+        clock.advance(30.0)
+        used.used += 30.0
+        stalls.begin()
+        clock.advance(CONFIG.stall_tick_interval)
+        stalls.tick()
+        assert (stalls.felt.sum, stalls.load) == (pytest.approx(0.0), 0.0)
+
     def test_load(self) -> None:
         """The load is that of the last tick."""
         clock, used = ManualClock(), Cpu()
