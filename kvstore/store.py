@@ -112,9 +112,7 @@ class Store:
     # -- loading -----------------------------------------
 
     def load_rows(self, rows: Iterable[IndexRow]) -> list[tuple[int, int]]:
-        """Take stored changes in order, at start; returns rows that an interrupted compaction left
-        behind.
-        """
+        """Take stored changes in order, at start; returns rows that compaction left behind."""
         index, history, compacted = self.index, self.history, self.compact_revision
         left: list[tuple[int, int]] = []
         for mod, sub, key, create, version, lease in rows:
@@ -138,9 +136,7 @@ class Store:
         return self.shards.of_range(key, end)
 
     def pin(self, query: RangeQuery, shards: Sequence[int]) -> int:
-        """The revision that a read of ``query`` sees. Raises CompactedError or
-        FutureRevisionError.
-        """
+        """The revision that ``query`` sees; raises CompactedError or FutureRevisionError."""
         revision = query.revision
         if revision <= 0:
             return self.commits.visible(shards) if query.serializable else self.commits.durable
