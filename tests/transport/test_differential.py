@@ -16,10 +16,11 @@ from tests.transport.service import PATH, Service
 
 RAW = {"request_serializer": bytes, "response_deserializer": bytes}
 Seen = list[object]
+Ends = list[tuple[bytes, int]]
 
 
 @asynccontextmanager
-async def ours(observed: Seen) -> AsyncIterator[tuple[Service, int]]:
+async def ours(observed: Ends) -> AsyncIterator[tuple[Service, int]]:
     """Our server."""
     async with serving(
         observer=lambda path, code, _: observed.append((path, code)), expect_failures=True
@@ -28,7 +29,7 @@ async def ours(observed: Seen) -> AsyncIterator[tuple[Service, int]]:
 
 
 @asynccontextmanager
-async def theirs(observed: Seen) -> AsyncIterator[tuple[Service, int]]:
+async def theirs(observed: Ends) -> AsyncIterator[tuple[Service, int]]:
     """Grpcio's server."""
     service = Service()
     failures: list[str] = []
@@ -48,7 +49,7 @@ async def theirs(observed: Seen) -> AsyncIterator[tuple[Service, int]]:
     assert failures
 
 
-Serving = Callable[[Seen], AbstractAsyncContextManager[tuple[Service, int]]]
+Serving = Callable[[Ends], AbstractAsyncContextManager[tuple[Service, int]]]
 
 
 def outcome(call: Callable[[], object]) -> object:
@@ -97,16 +98,17 @@ def conversation(port: int) -> Seen:
 
 async def converse(serving_with: Serving) -> tuple[Seen, Seen, Seen]:
     """What the client saw, what the sinks saw, and what the observer was told."""
-    observed: Seen = []
+    observed: Ends = []
     async with serving_with(observed) as (service, port):
         seen = await asyncio.to_thread(conversation, port)
         await eventually(lambda: all(tap.events[-1:] == ["closed"] for tap in service.taps))
         await eventually(lambda: service.cancelled == 1)
         await eventually(lambda: len(observed) == len(seen))
         sinks: Seen = [tap.events for tap in service.taps]
-    # Who is first to see a deadline pass, client or server, is chance.
+    # Who is first to see a deadline pass, client or server, is chance, and so is when.
     expired = (PATH.encode() + b"Never", 4)
-    return seen, sinks, [(expired[0], 1) if end == expired else end for end in observed]
+    ends = sorted((expired[0], 1) if end == expired else end for end in observed)
+    return seen, sinks, [*ends]
 
 
 async def test_same_conversation() -> None:
