@@ -11,10 +11,14 @@ from hyperframe.frame import DataFrame
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
 from kvstore.backend import Batch, CommitResult, Fence, IndexRow, Outcome, Sizes
+from kvstore.clock import ManualClock
+from kvstore.commit import Commits
+from kvstore.config import CommitConfig
 from kvstore.errors import BackendError
 from kvstore.lease import Lessor
 from kvstore.listen import ListenError
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.server import StoreHealth
 from tests.house import (
     PUT,
     QUICK,
@@ -95,16 +99,25 @@ class TestStop:
     async def test_commits_without_a_client(self) -> None:
         """What was appended becomes durable even if its client has gone."""
         steps, disk = Steps(), MemoryDisk()
-        house = House([MemoryBackend(disk, later=steps)])
+        at_close: list[int] = []
+
+        class Closing(MemoryBackend):
+            """Notes what is stored when it is closed."""
+
+            async def close(self) -> None:
+                at_close.append(len(disk.rows))
+                await super().close()
+
+        house = House([Closing(disk, later=steps)])
         async with living(house):
             async with connected(house.port) as peer:
                 put(peer, b"k")
                 await eventually(lambda: len(steps.waiting) > 0)
             house.server.stop()
-            await eventually(lambda: house.sockets.clients[0].sock.fileno() < 0)
+            await eventually(lambda: house.sockets.metrics[0].sock.fileno() < 0)
             assert not disk.rows
             steps.run_all()
-        assert len(disk.rows) == 1
+        assert at_close == [1]
 
     async def test_health_is_told(self) -> None:
         """GRPC health says NOT_SERVING while the server drains."""
@@ -181,6 +194,21 @@ class TestFailure:
             assert (await page(house.port, "/health"))[0] == 503
             steps.run_all()
             assert (await page(house.port, "/readyz"))[0] == 200
+
+    async def test_checks_of_a_lost_shard(self) -> None:
+        """When home is lost for good no read is answered, serializable or not."""
+        backend = memory()
+        later = asyncio.get_running_loop().call_soon
+        fence = await backend.open()
+        commits = Commits(
+            [(backend, fence)], clock=ManualClock(), config=CommitConfig(), call_soon=later
+        )
+        verdicts: list[str | None] = []
+        commits.append(0, [(2, 0, b"k", 2, 1, 0, b"v")], 1)
+        commits.queues[0].broken = "I/O error"
+        for serializable in (True, False):
+            StoreHealth(commits).check_read(verdicts.append, serializable=serializable)
+        assert verdicts == [STOPPED[1], STOPPED[1]]
 
     async def test_check_waits_for_the_commit_under_way(self) -> None:
         """A linearizable check is answered when what is pending is durable."""

@@ -33,7 +33,8 @@ def test_first_signal(number: signal.Signals, tmp_path: Path) -> None:
         assert program.log[-2]["signal"] == number.name
 
 
-async def test_second_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_second_signal(number: signal.Signals, tmp_path: Path) -> None:
     """While the server waits for a request that never ends, another signal ends it at once; what
     was acknowledged is there after that.
     """
@@ -44,10 +45,10 @@ async def test_second_signal(tmp_path: Path) -> None:
             endless = peer.start("/etcdserverpb.KV/Put")
             peer.send(DataFrame(endless, message(body)[:3]))
             await peer.settle()
-            program.process.send_signal(signal.SIGTERM)
+            program.process.send_signal(number)
             await peer.until(lambda f: isinstance(f, GoAwayFrame))
-            program.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(program.finish) == -signal.SIGTERM
+            program.process.send_signal(number)
+            assert await asyncio.to_thread(program.finish) == -number
     with serving(tmp_path / "data") as program:
         with grpc.insecure_channel(url(program)) as channel:
             assert get(channel, b"k") == [b"v"]
