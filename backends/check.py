@@ -102,7 +102,6 @@ def _open(path: Path) -> apsw.Connection:
         return apsw.Connection(f"{path.absolute().as_uri()}?immutable=1", flags=flags)
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    connection.pragma("query_only", 1)
     connection.pragma("locking_mode", "exclusive")
     return connection
 

@@ -149,20 +149,39 @@ async def test_tip_outlives_its_row(storage: Storage) -> None:
     await again.close()
 
 
-async def test_rows_and_drops_share_a_batch(storage: Storage) -> None:
-    """One batch may add rows, drop others, change leases and compact."""
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["drops"],
+        ["lease_puts"],
+        ["lease_deletes"],
+        ["compact_revision"],
+        ["drops", "lease_puts", "lease_deletes", "compact_revision"],
+    ],
+    ids="+".join,
+)
+async def test_batch_commits_all_of_its_parts(storage: Storage, parts: list[str]) -> None:
+    """Beside rows, a batch may drop others, change leases and compact: each part counts."""
     session = await Session(storage.backend()).open()
-    await session.put(b"a", b"b")
+    before = session.batch([put(2, 0, b"a"), put(2, 1, b"b")], lease_puts=[LeaseRow(3, 9, 0)])
+    assert COMMITTED == await session.commit(before)
     batch = session.batch(
         [put(3, 0, b"a", lease=5)],
-        drops=[(2, 0)],
-        lease_puts=[LeaseRow(5, 60, 0)],
-        compact_revision=3,
+        drops=[(2, 0)] if "drops" in parts else [],
+        lease_puts=[LeaseRow(5, 60, 0)] if "lease_puts" in parts else [],
+        lease_deletes=[3] if "lease_deletes" in parts else [],
+        compact_revision=3 if "compact_revision" in parts else None,
     )
     assert COMMITTED == await session.commit(batch)
-    assert [put(2, 1, b"b"), put(3, 0, b"a", lease=5)] == await session.rows()
-    assert [LeaseRow(5, 60, 0)] == await session.leases()
     await session.close()
+    again = await Session(storage.backend()).open()
+    kept = [] if "drops" in parts else [put(2, 0, b"a")]
+    assert [*kept, put(2, 1, b"b"), put(3, 0, b"a", lease=5)] == await again.rows()
+    old = [] if "lease_deletes" in parts else [LeaseRow(3, 9, 0)]
+    new = [LeaseRow(5, 60, 0)] if "lease_puts" in parts else []
+    assert [*old, *new] == await again.leases()
+    assert (3 if "compact_revision" in parts else -1) == again.fence.compact_revision
+    await again.close()
 
 
 async def test_leases_are_replaced_and_deleted(storage: Storage) -> None:
