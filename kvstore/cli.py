@@ -226,16 +226,13 @@ def serve(
     transport: str,
 ) -> int:
     """Serve clients until SIGTERM or SIGINT; a second signal ends the process at once."""
-    bounds = Config()
+    bounds = bounds_within(memory_limit())
     config = replace(
         bounds,
         request=replace(
             bounds.request, request_bytes_max=max_request_bytes, txn_ops_max=max_txn_ops
         ),
-        store=replace(
-            bounds.store,
-            cache_bytes_max=memory_limit() // 4 if cache_bytes is None else cache_bytes,
-        ),
+        store=replace(bounds.store, cache_bytes_max=cache_bytes or bounds.store.cache_bytes_max),
         transport=replace(
             bounds.transport,
             streams_per_connection_max=max_concurrent_streams,
@@ -271,6 +268,21 @@ def serve(
     database = options.data_dir / DATABASE
     backends = [SqliteBackend(database, config=config.sqlite)]
     return run(backends, config, options, clock=SystemClock(), log=logger)
+
+
+def bounds_within(memory: int) -> Config:
+    """Bounds for a process that may use ``memory`` bytes: shares of it where that is less."""
+    bounds = Config()
+    limits = bounds.transport
+    return replace(
+        bounds,
+        store=replace(bounds.store, cache_bytes_max=memory // 4),
+        transport=replace(
+            limits,
+            request_bytes_total_max=min(limits.request_bytes_total_max, memory // 8),
+            output_bytes_total_max=min(limits.output_bytes_total_max, memory // 4),
+        ),
+    )
 
 
 def _tls(

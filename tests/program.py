@@ -110,15 +110,15 @@ def url(program: Program, name: str = "client_urls") -> str:
     return str(urls[0]).partition("://")[2]
 
 
-def put(channel: grpc.Channel, key: bytes, value: bytes) -> pb.PutResponse:
-    """One put, answered."""
+def put(channel: grpc.Channel, key: bytes, value: bytes, *, wait: bool = True) -> pb.PutResponse:
+    """One put, answered; ``wait`` for a server that is not there yet."""
     call = channel.unary_unary(
         "/etcdserverpb.KV/Put",
         request_serializer=pb.PutRequest.SerializeToString,
         response_deserializer=pb.PutResponse.FromString,
     )
     answer: pb.PutResponse = call(
-        pb.PutRequest(key=key, value=value), timeout=PATIENCE, wait_for_ready=True
+        pb.PutRequest(key=key, value=value), timeout=PATIENCE, wait_for_ready=wait
     )
     return answer
 

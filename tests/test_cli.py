@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kvstore.memory import memory_limit
 from kvstore.options import ServeOptions, TransportKind
 from tests.backends.raw import raw
 from tests.program import Program, get, put, run, serving, url
+from tests.transport.certificates import Authority
 
 Served = tuple[Config, ServeOptions]
 
@@ -96,6 +98,20 @@ class TestFlags:
         assert options.tls is not None
         assert options.tls.cert_file == Path("c.pem")
         assert options.tls.trusted_ca_file == Path("ca.pem")
+
+    def test_little_memory(self) -> None:
+        """What a machine has bounds what all clients together may hold, and never raises it."""
+        little, much = cli.bounds_within(1 << 29), cli.bounds_within(1 << 40)
+        assert little.store.cache_bytes_max == 1 << 27
+        assert little.transport.request_bytes_total_max == 1 << 26
+        assert little.transport.output_bytes_total_max == 1 << 27
+        assert much.store.cache_bytes_max == 1 << 38
+        assert much.transport == Config().transport
+
+    def test_cache_bytes(self, served: Callable[..., Served]) -> None:
+        """Our own flag has a variable of our own."""
+        assert served("--cache-bytes=1000")[0].store.cache_bytes_max == 1000
+        assert served(KVSTORE_CACHE_BYTES="2000")[0].store.cache_bytes_max == 2000
 
     def test_several_urls(self, served: Callable[..., Served]) -> None:
         """URLs are separated by commas; advertised ones are passed on as they are."""
@@ -282,6 +298,17 @@ def said(program: Program, message: str, field: str = "names") -> object:
     return line[field]
 
 
+def tls_page(address: str, context: ssl.SSLContext) -> bytes:
+    """The answer to a question about readiness."""
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port))) as plain,
+        context.wrap_socket(plain, server_hostname=host) as sock,
+    ):
+        sock.sendall(b"GET /readyz HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
 @pytest.mark.slow
 class TestListening:
     """Where a server can be met."""
@@ -316,6 +343,34 @@ class TestListening:
                 put(one, b"k", b"v")
             with grpc.insecure_channel(f"unix:{tmp_path}/s") as other:
                 assert get(other, b"k") == [b"v"]
+            assert program.stop() == 0
+
+    def test_tls(self, tmp_path: Path) -> None:
+        """Over https clients need a certificate of the authority, for calls and for metrics."""
+        authority = Authority.make(tmp_path, "ca")
+        certificate, key = authority.issue("server")
+        with serving(
+            tmp_path / "data",
+            "--listen-client-urls=https://127.0.0.1:0",
+            "--listen-metrics-urls=https://127.0.0.1:0",
+            f"--cert-file={certificate}",
+            f"--key-file={key}",
+            f"--trusted-ca-file={authority.certificate}",
+        ) as program:
+            mine, secret = authority.issue("client")
+            root = authority.certificate.read_bytes()
+            trusted = grpc.ssl_channel_credentials(root, secret.read_bytes(), mine.read_bytes())
+            with grpc.secure_channel(url(program), trusted) as channel:
+                put(channel, b"k", b"v")
+                assert get(channel, b"k") == [b"v"]
+            with (
+                grpc.secure_channel(url(program), grpc.ssl_channel_credentials(root)) as channel,
+                pytest.raises(grpc.RpcError, match="UNAVAILABLE"),
+            ):
+                put(channel, b"k", b"v", wait=False)
+            context = ssl.create_default_context(cafile=str(authority.certificate))
+            context.load_cert_chain(mine, secret)
+            assert tls_page(url(program, "metrics_urls"), context).endswith(b"\r\n\r\nok\n")
             assert program.stop() == 0
 
     def test_grpcio(self, tmp_path: Path) -> None:
