@@ -17,10 +17,10 @@ been appended there by then is durable; it hangs on the last pending batch of ea
 P hangs on the last batch that holds a revision <= P.
 
 Outcomes (see ``backend.Outcome``): COMMITTED releases; NOT_COMMITTED is retried with the same
-revisions; UNKNOWN is resolved before anything else is tried; FENCED and BROKEN stop the shard for
-good, with its waiters told that the server stopped (their outcome is unknown). A shard whose commit
-hangs for ``shard_timeout`` is **out**: its waiters are told that the request timed out, new
-requests are refused at once, until a commit returns.
+revisions; UNKNOWN is resolved, however often that must be asked, before anything else is tried;
+FENCED and BROKEN stop the shard for good, with its waiters told that the server stopped (their
+outcome is unknown). A shard whose commit hangs for ``shard_timeout`` is **out**: its waiters are
+told that the request timed out, new requests are refused at once, until a commit returns.
 
 Bounds (``CommitConfig``): a full batch is closed and the next one filled; a full queue refuses with
 TooManyRequestsError before anything is changed.
@@ -119,6 +119,8 @@ class _Pending:
     lease_deletes: list[int] = field(default_factory=list)
     compact_revision: int | None = None
     waiters: list[tuple[Answer, bytes]] = field(default_factory=list)
+    count: int = 0
+    """Changes for the limits: rows, and as much for each change of a lease."""
     size: int = 0
     batch: Batch | None = None
 
@@ -148,6 +150,7 @@ class ShardQueue:
         self.in_flight = False
         self.started_at = 0.0
         self.retry_at: float | None = None
+        self.unresolved = False
         self.out = False
         self.broken = ""
         self.last_error = ""
@@ -236,13 +239,14 @@ class Commits:
         queue = self.queues[shard]
         pending = queue.filling()
         pending.rows += rows
+        pending.count += len(rows)
         pending.size += size
         queue.rows += len(rows)
         queue.size += size
         if queue.frontier == NOTHING_PENDING:
             queue.frontier = rows[0][0] - 1
         if (
-            len(pending.rows) >= self._config.batch_rows_max
+            pending.count >= self._config.batch_rows_max
             or pending.size >= self._config.batch_bytes_max
         ):
             queue.open = None
@@ -250,9 +254,17 @@ class Commits:
             self._schedule(queue)
 
     def append_lease(self, *, put: LeaseRow | None = None, delete: int | None = None) -> None:
-        """Add a change of a lease to the home shard's open batch."""
+        """Add a change of a lease to the home shard's open batch; it counts as a row.
+
+        A full batch is closed before, never behind it: rows that follow in the same call, as a
+        lease's keys follow its end, come into the same batch.
+        """
         queue = self.queues[HOME]
+        if queue.open is not None and queue.open.count >= self._config.batch_rows_max:
+            queue.open = None
         pending = queue.filling()
+        pending.count += 1
+        queue.rows += 1
         if delete is not None:
             pending.lease_puts.pop(delete, None)
             pending.lease_deletes.append(delete)
@@ -364,28 +376,33 @@ class Commits:
             if drops:
                 queue.pending.append(_Pending(drops=drops))
         elif not queue.pending[0].drops:
-            queue.pending[0].drops = queue.drops.take(len(queue.pending[0].rows))
+            queue.pending[0].drops = queue.drops.take(max(1, queue.pending[0].count))
 
     def _returned(self, queue: ShardQueue, batch: Batch, result: CommitResult) -> None:
         """A commit ended, one way or the other."""
         queue.in_flight = False
-        outcome = result.outcome
-        if outcome is not Outcome.COMMITTED:
+        asked, queue.unresolved = queue.unresolved, result.outcome is Outcome.UNKNOWN
+        if result.outcome is not Outcome.COMMITTED:
             queue.last_error = result.reason
-        if outcome is Outcome.COMMITTED:
+        if result.outcome is Outcome.COMMITTED:
             self._committed(queue, batch)
-        elif outcome is Outcome.NOT_COMMITTED:
+        elif queue.unresolved and not asked:
+            self._resolve(queue, batch)
+        elif queue.unresolved or result.outcome is Outcome.NOT_COMMITTED:
             queue.retry_at = self._clock.monotonic() + self._config.retry_interval
-        elif outcome is Outcome.UNKNOWN:
-            queue.in_flight = True
-            queue.backend.resolve(batch, lambda again: self._returned(queue, batch, again))
         else:
             self._break(queue, result)
+
+    def _resolve(self, queue: ShardQueue, batch: Batch) -> None:
+        """Ask the backend what became of ``batch``."""
+        queue.in_flight = True
+        queue.retry_at = None
+        queue.backend.resolve(batch, lambda result: self._returned(queue, batch, result))
 
     def _committed(self, queue: ShardQueue, batch: Batch) -> None:
         done = queue.pending.popleft()
         queue.tip = batch.tip
-        queue.rows -= len(done.rows)
+        queue.rows -= done.count
         queue.size -= done.size
         queue.commits_total += 1
         queue.rows_total += len(done.rows)
@@ -428,7 +445,10 @@ class Commits:
             if queue.retry_at is not None and now >= queue.retry_at:
                 batch = queue.pending[0].batch
                 assert batch is not None, "a batch that was tried exists"
-                self._resend(queue, batch)
+                if queue.unresolved:
+                    self._resolve(queue, batch)
+                else:
+                    self._resend(queue, batch)
 
     def _resend(self, queue: ShardQueue, batch: Batch) -> None:
         started_at = queue.started_at

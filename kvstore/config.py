@@ -56,20 +56,21 @@ class CommitConfig:
     """``commit``: group commit, per shard."""
 
     batch_rows_max: int = 2_000
-    """Rows in a batch; a full one waits for its turn and the next one is filled."""
+    """Rows in a batch, changes of leases included; a full one waits for its turn and the next one
+    is filled."""
     batch_bytes_max: int = 16 * MIB
     """Likewise for the bytes of keys and values."""
     queue_rows_max: int = 20_000
-    """Uncommitted rows of a shard; above: writes are refused early (ResourceExhausted, too many
-    requests)."""
+    """Uncommitted rows of a shard, changes of leases included; above: writes are refused early
+    (ResourceExhausted, too many requests)."""
     queue_bytes_max: int = 128 * MIB
     """Likewise for bytes."""
     shard_timeout: float = 5.0
     """A shard counts as out this long after its first stuck commit: its requests are then refused
     at once."""
     retry_interval: float = 0.1
-    """Between attempts to commit a batch that was definitely not stored (disk full, busy);
-    unlimited attempts."""
+    """Between attempts to commit a batch that was definitely not stored (disk full, busy), or to
+    find out whether it was; unlimited attempts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
