@@ -198,8 +198,9 @@ def transport_limits() -> Limits:
 class SqliteConfig:
     """``backends.sqlite``."""
 
-    checkpoint_bytes: int = 16 * MIB
-    """Size of the write-ahead log from which the writer checkpoints between two batches."""
+    checkpoint_bytes: int = 4 * MIB
+    """Size of the write-ahead log from which the writer checkpoints between two batches. Commits
+    wait meanwhile: 8-14 ms with 4 MiB, 20-27 ms with 16 MiB, for the same throughput."""
     wal_bytes_max: int = 512 * MIB
     """Above (readers hold it back): writes are refused until a checkpoint succeeds."""
     load_chunk_rows: int = 5_000
