@@ -1,0 +1,112 @@
+"""The log of changes against one list, in blocks so small that they seal all the time."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvstore import history
+from kvstore.history import Entry, History, in_range
+
+Change = tuple[bytes, Entry]
+keys = st.sampled_from([b"a", b"a/1", b"a/2", b"b", b"c", b"\xff"])
+ends = st.one_of(st.none(), st.sampled_from([b"\0", b"a/2", b"b", b"c", b"a"]))
+bounds = st.integers(0, 40)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three changes a block; the search gives way after four."""
+    monkeypatch.setattr(history, "BLOCK_CHANGES", 3)
+    monkeypatch.setattr(history, "SCAN_CHANGES", 4)
+    monkeypatch.setattr(history, "_SKIP_COST", 1)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Change]:
+    """Changes that can have happened: births, updates, deaths; several keys in one revision."""
+    live: dict[bytes, int] = {}
+    changes: list[Change] = []
+    for n, names in enumerate(draw(st.lists(st.lists(keys, unique=True, min_size=1, max_size=5)))):
+        for sub, key in enumerate(names):
+            dies = key in live and draw(st.booleans())
+            live[key] = 0 if dies else live.get(key, 0) + 1
+            version = live[key]
+            if dies:
+                del live[key]
+            changes.append((key, (n + 2, sub, 1 if version else 0, version, 0)))
+    return changes
+
+
+def filled(log: list[Change]) -> History:
+    """A history of these changes."""
+    tested = History()
+    for key, entry in log:
+        tested.append(key, entry)
+    return tested
+
+
+def chosen(log: list[Change], start: bytes, end: bytes | None, after: int) -> list[Change]:
+    """Changes of the range later than ``after``, one by one."""
+    return [(k, e) for k, e in log if e[0] > after and in_range(k, start, end)]
+
+
+FIXTURE_IS_STATELESS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FIXTURE_IS_STATELESS
+@given(logs(), keys, ends, bounds)
+def test_what_happened_after(
+    log: list[Change], start: bytes, end: bytes | None, after: int
+) -> None:
+    """Net births, keys that died and whether anything was touched, as counted one by one."""
+    tested, later = filled(log), chosen(log, start, end, after)
+    births = sum(entry[3] == 1 for _, entry in later)
+    deaths = [key for key, entry in later if entry[3] == 0]
+    assert births - len(deaths) == tested.births(start, end, after)
+    died = tested.died(start, end, after)
+    assert died == set(deaths)
+    assert bool(later) == tested.touched(start, end, after)
+    assert len(log) == len(tested)
+
+
+@FIXTURE_IS_STATELESS
+@given(logs(), keys, ends, bounds, bounds, st.integers(1, 6))
+def test_changes(
+    log: list[Change], start: bytes, end: bytes | None, after: int, up_to: int, limit: int
+) -> None:
+    """Steps from one place to the next give every change once, in order, whole revisions, and
+    never stop.
+    """
+    tested = filled(log)
+    expected = [change for change in chosen(log, start, end, after) if change[1][0] <= up_to]
+    found: list[Change] = []
+    at = after
+    while at < up_to:
+        some, reached = tested.changes(start, end, at, up_to, limit)
+        assert at < reached <= up_to, "each step gets on"
+        assert [change for change in expected if at < change[1][0] <= reached] == some
+        last = some[-1][1][0] if some else 0
+        assert sum(change[1][0] != last for change in some) < limit
+        found += some
+        at = reached
+    assert expected == found
+
+
+@FIXTURE_IS_STATELESS
+@given(logs(), bounds)
+def test_compaction_drops_whole_blocks(log: list[Change], up_to: int) -> None:
+    """Blocks earlier than the compact revision go, with every key of theirs named; nothing else."""
+    tested = filled(log)
+    left = list(log)
+    named: set[bytes] = set()
+    while (block := tested.oldest_block(up_to)) is not None:
+        assert [key for key, _ in left[:3]] == block
+        assert all(entry[0] < up_to for _, entry in left[:3])
+        assert tested.keys_until(up_to) == block
+        named.update(block)
+        tested.drop_oldest_block()
+        del left[:3]
+    named.update(tested.keys_until(up_to))
+    assert named == {key for key, entry in log if entry[0] <= up_to}
+    assert [key for key, _ in left] == [key for b in tested._blocks for key in b.keys]
+    assert len(left) == len(tested)
