@@ -11,11 +11,13 @@ from itertools import accumulate
 
 import apsw
 
-from backends.schema import Statements
+from backends.schema import SIZE_MAX, Statements
 from kvstore.backend import IndexRow, LeaseRow, Row, RowId
 
-VALUES_PER_STATEMENT = 128
-"""Of values, or of rows with values: at 1.5 MiB each, SQLite joins at most 192 MiB at a time."""
+ROWS_FIRST = 128
+"""Values, or rows with values, of a read's first statement; of the next ones up to SIZE_MAX."""
+JOINED_BYTES = 16 << 20
+"""What the values of one statement should come to, judged by the ones before."""
 
 Packed = tuple[str | bytes | None, ...]
 
@@ -38,8 +40,9 @@ class Reader:
     def rows(self, after: RowId, rows_max: int) -> list[Row]:
         """Up to ``rows_max`` rows after ``after``."""
         found: list[Row] = []
+        page_max = ROWS_FIRST
         while len(found) < rows_max:
-            wanted = min(rows_max - len(found), VALUES_PER_STATEMENT)
+            wanted = min(rows_max - len(found), page_max)
             packed = self._row(self._statements.select_rows, (*after, wanted))
             values = _cut(packed[8], list(_numbers(packed[7])))
             page: list[Row] = list(zip(*_index_columns(packed), values, strict=True))
@@ -47,15 +50,16 @@ class Reader:
             if len(page) < wanted:
                 break
             after = page[-1][:2]
+            page_max = _next_size(packed[8], len(page))
         return found
 
     def values(self, ids: Sequence[RowId]) -> list[bytes | None]:
         """The value of each row, None where there is none."""
         found: list[bytes | None] = []
-        sized = self._statements.select_values
-        for start in range(0, len(ids), VALUES_PER_STATEMENT):
-            part = ids[start : start + VALUES_PER_STATEMENT]
-            packed = self._row(*sized.fitting(part))
+        page_max = ROWS_FIRST
+        while len(found) < len(ids):
+            part = ids[len(found) : len(found) + page_max]
+            packed = self._row(*self._statements.select_values.fitting(part))
             lengths = list(_numbers(packed[0]))[: len(part)]
             if -1 in lengths:
                 cut = _cut(packed[1], [max(length, 0) for length in lengths])
@@ -63,6 +67,7 @@ class Reader:
                 found += [None if length < 0 else value for length, value in pairs]
             else:
                 found += _cut(packed[1], lengths)
+            page_max = _next_size(packed[1], len(part))
         return found
 
     def leases(self) -> list[LeaseRow]:
@@ -94,6 +99,11 @@ def _cut(joined: str | bytes | None, lengths: list[int]) -> Iterator[bytes]:
     assert isinstance(whole, bytes), "keys and values are joined as a blob"
     ends = list(accumulate(lengths, initial=0))
     return map(whole.__getitem__, map(slice, ends, ends[1:]))
+
+
+def _next_size(joined: str | bytes | None, count: int) -> int:
+    """How many rows the next statement takes if they are like these ``count``."""
+    return max(1, min(SIZE_MAX, JOINED_BYTES * count // max(len(joined or b""), 1)))
 
 
 def _index_columns(packed: Packed) -> tuple[Iterable[int], ...]:

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 
 import apsw
 
 from backends import sqlite_file
-from backends.schema import Statements, sqlite_dialect
+from backends.schema import Statements, migrations, sqlite_dialect
 from backends.sqlite_reader import Reader
 from backends.sqlite_writer import Writer
 from kvstore.backend import Batch, Outcome, Row
@@ -54,10 +55,15 @@ def spread(times: list[float]) -> str:
 class Store:
     """A store in a directory of its own, written without threads."""
 
-    def __init__(self, directory: Path, config: SqliteConfig | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: SqliteConfig | None = None,
+        create: Callable[[Path, str], None] = sqlite_file.create,
+    ) -> None:
         self.path = Path(tempfile.mkdtemp(dir=directory)) / "kvstore.db"
         self.config = config or SqliteConfig()
-        sqlite_file.create(self.path, "bench")
+        create(self.path, "bench")
         connection = sqlite_file.open_writer(self.path, STATEMENTS, self.config)
         self.connection = connection
         self.writer = Writer(self.path, connection, STATEMENTS, self.config)
@@ -150,6 +156,55 @@ def commits(directory: Path) -> Iterator[str]:
                 f"  {stored / elapsed:8.0f} rows/s"
                 f"  {spent / stored * 1e6:6.1f} us CPU/row  {log / stored:7.0f} log B/row"
             )
+
+
+def layouts(directory: Path) -> Iterator[str]:
+    """Other layouts than the chosen one: page sizes, and the key as the table itself (WITHOUT
+    ROWID) instead of an index beside it; 1 and 2 KiB values, batches of 1, 10, 100, 1,000.
+    """
+    for value_bytes in (KIB, 2 * KIB):
+        for without_rowid in (False, True):
+            for page_bytes in (4096, 8192, 16384):
+                store = Store(directory, create=partial(_create, page_bytes, without_rowid))
+                kind = "WITHOUT ROWID" if without_rowid else "rowid + index"
+                figures = [_layout_commits(store, value_bytes, n) for n in (1, 10, 100, 1_000)]
+                store.fill(40_000, value_bytes)
+                reader = store.reader()
+                ids = [(2 + n * 17 % 40_000, 0) for n in range(5_000)]
+                read = min(_cpu(partial(reader.values, ids)) for _ in range(3)) / len(ids)
+                size = store.writer.sizes.total / store.tip
+                reader.close()
+                store.close()
+                yield (
+                    f"{value_bytes} B  {kind:13}  page {page_bytes:5}  {'  '.join(figures)}"
+                    f"  read {read * 1e6:4.1f} us  file {size:5.0f} B/row"
+                )
+
+
+def _create(page_bytes: int, without_rowid: bool, path: Path, shard: str) -> None:  # noqa: FBT001
+    connection = apsw.Connection(str(path))
+    connection.pragma("page_size", page_bytes)
+    for statement in chain.from_iterable(m.statements for m in migrations(sqlite_dialect())):
+        option = ", WITHOUT ROWID" if without_rowid and "TABLE revisions" in statement else ""
+        connection.execute(statement + option)
+    connection.execute(STATEMENTS.insert_meta, (1, 1))
+    connection.execute(STATEMENTS.insert_fence, (1, 1, 1, shard, 0, 1, -1))
+    connection.close()
+
+
+def _layout_commits(store: Store, value_bytes: int, count: int) -> str:
+    store.fill(1_000, value_bytes)
+    taken, spent, pages = [], 0.0, written_pages(store)
+    for _ in range(max(200, 1_000 // count) if count < 1_000 else 20):
+        batch = store.batch(count, value_bytes)
+        began, cpu = time.perf_counter(), time.thread_time()
+        assert store.writer.commit(batch).outcome is Outcome.COMMITTED
+        taken.append(time.perf_counter() - began)
+        store.writer.checkpoint_if_due()
+        spent += time.thread_time() - cpu
+    stored = count * len(taken)
+    log = (written_pages(store) - pages) * int(store.connection.pragma("page_size")) / stored
+    return f"{quantile(taken, 0.5) * 1e3:6.2f} ms {spent / stored * 1e6:5.1f} us {log:5.0f} B"
 
 
 def python_cost(directory: Path) -> Iterator[str]:
@@ -317,7 +372,7 @@ def checkpoints(directory: Path) -> Iterator[str]:
 
 TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     table.__name__: table
-    for table in (single, commits, python_cost, busy_loop, reads, drops, checkpoints)
+    for table in (single, commits, layouts, python_cost, busy_loop, reads, drops, checkpoints)
 }
 
 
