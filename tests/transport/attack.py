@@ -15,6 +15,9 @@ from hyperframe.frame import GoAwayFrame
 from tests.transport.peer import PATIENCE, ClosedError, Peer, connected
 from tests.transport.service import PATH
 
+ENHANCE_YOUR_CALM = 11
+GUARDED = ("too_many_", "header_block_", "header_list_")
+"""How the names of limits begin whose excess ends a connection with GOAWAY."""
 ROOT = Path(__file__).parents[2]
 CALM_P99 = 0.5
 """Seconds; what a calm client waits at most while another attacks."""
@@ -151,8 +154,13 @@ async def _given_back(under_attack: Target, before: Stats) -> None:
     assert after["rss"] - before["rss"] < RSS_GROWTH_MAX
 
 
-async def sent_away(peer: Peer, attack: Callable[[], Awaitable[None]]) -> tuple[int, str]:
-    """Attack until the server says GOAWAY or closes, which it must do soon; code and reason."""
+async def sent_away(
+    server: Target, peer: Peer, attack: Callable[[], Awaitable[None]]
+) -> str | None:
+    """Attack until the connection is ended, which must be soon; the limit that was reached.
+
+    GOAWAY says why, unless it is overtaken by the reset that a flood of unread bytes earns.
+    """
 
     async def forever() -> None:
         while True:
@@ -160,16 +168,22 @@ async def sent_away(peer: Peer, attack: Callable[[], Awaitable[None]]) -> tuple[
             await peer.writer.drain()
             await asyncio.sleep(0)
 
+    said: GoAwayFrame | None = None
     attacking = asyncio.ensure_future(forever())
     try:
         async with asyncio.timeout(PATIENCE):
-            while True:
+            while said is None:
                 frame = await peer.read()
                 peer.seen.clear()
                 if isinstance(frame, GoAwayFrame):
-                    return frame.error_code, frame.additional_data.decode()
+                    said = frame
     except ClosedError:
-        return -1, "closed without a word"
+        pass
     finally:
         attacking.cancel()
         await asyncio.gather(attacking, return_exceptions=True)
+    reached = [name for name in (await server.stats())["refusals"] if name.startswith(GUARDED)]
+    assert len(reached) == 1, reached
+    if said is not None:
+        assert (said.error_code, said.additional_data.decode()) == (ENHANCE_YOUR_CALM, reached[0])
+    return reached[0]

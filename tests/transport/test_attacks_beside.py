@@ -40,8 +40,8 @@ async def test_slow_requests() -> None:
                 await asyncio.sleep(0.1)
 
         trickling = asyncio.ensure_future(trickle())
-        # A third of them earn a 400 for what trickles in.
-        await server.until(lambda now: now["refusals"].get("http1_timeout") == 200)
+        # A third of them may earn a 400 for what trickles in.
+        await server.until(lambda now: now["refusals"].get("http1_timeout", 0) >= 200)
         trickling.cancel()
         for _, writer in pairs:
             writer.close()
