@@ -240,15 +240,16 @@ def spin(until: Callable[[], bool]) -> int:
 
 def busy_loop(directory: Path) -> Iterator[str]:
     """Commits and reads while the main thread never rests: the wait for the interpreter's lock, by
-    switch interval, and what the main thread still gets done (100 % is without any commit).
+    switch interval, and what the main thread still gets done (100 % is without any commit). A
+    commit of `parts` is a transaction of four statements, any other commit is one statement.
     """
     before = sys.getswitchinterval()
     began = time.perf_counter()
     full = spin(lambda: time.perf_counter() - began > 1.0)
     for interval in (0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001):
         sys.setswitchinterval(interval)
-        for name, count in (("commit", 1), ("commit", 100), ("read", 500)):
-            yield f"switch {interval * 1e3:4.1f} ms  {name} {count:4}  " + _busy(
+        for name, count in (("commit", 1), ("commit", 100), ("parts", 1), ("read", 500)):
+            yield f"switch {interval * 1e3:4.1f} ms  {name:6} {count:4}  " + _busy(
                 directory, name, count, full
             )
     sys.setswitchinterval(before)
@@ -273,8 +274,10 @@ def _busy(directory: Path, name: str, count: int, full: int) -> str:
     ids = [(n, 0) for n in range(1_000, 1_000 + count)]
     while time.perf_counter() - started < 1.0:
         job: Callable[[], object] = partial(reader.values, ids)
-        if name == "commit":
-            job = partial(store.writer.commit, store.batch(count))
+        if name != "read":
+            batch = store.batch(count)
+            batch.compact_revision = 1 if name == "parts" else None
+            job = partial(store.writer.commit, batch)
         began = time.perf_counter()
         work.put(job)
         turns += spin(lambda: not done.empty())
