@@ -101,9 +101,14 @@ class RangeRead:
         self.more = False
         self.done = query.count_only
         self._index = index
+        self._history = history
+        self._head = head
         self._step_keys = step_keys
-        self._everything = query.filters() or query.sorts()
+        self._sorts = query.sorts()
+        self._everything = query.filters() or (self._sorts and query.sort_order != ORDER_NONE)
         self._limit = 0 if self._everything else query.limit
+        if self._limit and self._sorts:
+            self._limit += 1  # a target without an order sorts the first keys only, as in etcd
         self._next = query.key
         self._dead: list[bytes] = []
         self.count = index.count(query.key, query.end)
@@ -114,6 +119,11 @@ class RangeRead:
     def step(self) -> None:
         """Look at some more keys."""
         assert not self.done, "a read that is done has no further step"
+        newest = self._history.newest()
+        if newest > self._head:  # keys may have died since the last step
+            self._head = newest
+            died = self._history.died(self._next, self.query.end, self.at)
+            self._dead = sorted(died, reverse=True)
         budget = self._step_keys
         for chunk, low, high in self._index.slices(self._next, self.query.end):
             at = low
@@ -174,7 +184,7 @@ class RangeRead:
     def _close(self) -> None:
         self.done = True
         if not self._everything:
-            limit = self.query.limit
+            limit = self._limit
             if limit:
                 del self.keys[limit:], self.entries[limit:], self.values[limit:]
                 self.more = len(self.keys) < self.count
@@ -192,7 +202,7 @@ class RangeRead:
     def finish(self) -> None:
         """Filter, sort and cut, where the query asks for it."""
         query = self.query
-        if not self._everything or query.count_only:
+        if query.count_only or not (self._everything or self._sorts):
             return
         items = [
             item

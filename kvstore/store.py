@@ -211,6 +211,7 @@ class Store:
         """Execute a put. Raises what ``check_put`` raises, or NeedValuesError."""
         shard = self.shards.of(op.key)
         self.commits.check_room(shard)
+        self._check_lease(op)  # before the key, as in etcd; in a Txn it is the other way round
         self._check_put(op)
         result = self._apply_put(op, self.revision + 1, 0)
         self._issue(shard)
@@ -274,14 +275,14 @@ class Store:
             self.commits.check_room(shards[0])
         path = decide(txn, self._head_items)
         taken = list(path)
-        self._check(txn, iter(taken))
-        before = self.revision
+        head = self.head_of(shards)
+        self._check(txn, iter(taken), head)
         sub = [0]
-        result = self._apply(txn, iter(taken), before, sub)
+        result = self._apply(txn, iter(taken), head, sub)
         if sub[0]:
             self._issue(shards[0])
-            return result, before + 1
-        return result, self.head_of(shards)
+            return result, self.revision
+        return result, head
 
     def shards_of_txn(self, txn: Txn) -> tuple[int, ...]:
         """Every shard that the Txn's compares and branches touch."""
@@ -301,17 +302,18 @@ class Store:
     # -- checks -----------------------------------------
 
     def _check_put(self, op: Put) -> None:
+        found = self.index.find(op.key) if op.ignore_value or op.ignore_lease else None
+        if found is None and (op.ignore_value or op.ignore_lease):
+            raise KeyNotFoundError
+        self._check_lease(op)
+        if found is not None and op.ignore_value and found[0].values[found[1]] is None:
+            raise NeedValuesError([(op.key, found[0].entries[found[1]])])
+
+    def _check_lease(self, op: Put) -> None:
         if op.lease and not self._leases.exists(op.lease):
             raise LeaseNotFoundError
-        if op.ignore_value or op.ignore_lease:
-            found = self.index.find(op.key)
-            if found is None:
-                raise KeyNotFoundError
-            chunk, at = found
-            if op.ignore_value and chunk.values[at] is None:
-                raise NeedValuesError([(op.key, chunk.entries[at])])
 
-    def _check(self, txn: Txn, taken: Iterable[bool]) -> None:
+    def _check(self, txn: Txn, taken: Iterable[bool], head: int) -> None:
         """Refuse what could fail on the taken path, before anything is applied."""
         steps = iter(taken)
         for op in txn.success if next(steps) else txn.failure:
@@ -319,32 +321,33 @@ class Store:
                 case Put():
                     self._check_put(op)
                 case RangeQuery():
-                    self._check_range(op)
+                    self._check_range(op, head)
                 case Txn():
-                    self._check(op, steps)
+                    self._check(op, steps, head)
                 case _:
                     pass
 
     # -- applying -----------------------------------------
 
-    def _apply(self, txn: Txn, taken: Iterable[bool], before: int, sub: list[int]) -> TxnResult:
+    def _apply(self, txn: Txn, taken: Iterable[bool], head: int, sub: list[int]) -> TxnResult:
         """Run the taken branch. ``sub`` counts the changes so far, in place."""
+        revision = self.revision + 1
         steps = iter(taken)
         succeeded = next(steps)
         results: list[Result] = []
         for op in txn.success if succeeded else txn.failure:
             match op:
                 case Put():
-                    results.append(self._apply_put(op, before + 1, sub[0]))
+                    results.append(self._apply_put(op, revision, sub[0]))
                     sub[0] += 1
                 case RangeQuery():
-                    results.append(self._apply_range(op, before + bool(sub[0])))
+                    results.append(self._apply_range(op, revision if sub[0] else head))
                 case DeleteRange():
-                    deleted = self._apply_delete(op, before + 1, sub[0])
+                    deleted = self._apply_delete(op, revision, sub[0])
                     sub[0] += deleted.deleted
-                    results.append(deleted if sub[0] else deleted._replace(revision=before))
+                    results.append(deleted if sub[0] else deleted._replace(revision=head))
                 case Txn():
-                    results.append(self._apply(op, steps, before, sub))
+                    results.append(self._apply(op, steps, head, sub))
                 case None:
                     raise KeyNotFoundError
         return TxnResult(succeeded, results)
@@ -360,13 +363,13 @@ class Store:
             read.values = [self.framed(key, entry) for key, entry in pairs]
         return read
 
-    def _check_range(self, query: RangeQuery) -> None:
-        if query.revision > self.revision:
+    def _check_range(self, query: RangeQuery, head: int) -> None:
+        if query.revision > head:
             raise FutureRevisionError
         if 0 < query.revision < self.compact_revision:
             raise CompactedError
         if query.sort_target == SORT_VALUE:
-            read = self._read_now(query, self.revision)
+            read = self._read_now(query, head)
             missing = [(read.keys[i], read.entries[i]) for i in read.missing()]
             if missing:
                 raise NeedValuesError(missing)

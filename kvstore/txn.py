@@ -19,7 +19,7 @@ from kvstore.errors import (
     TooManyOpsError,
     ValueProvidedError,
 )
-from kvstore.history import Entry, in_range
+from kvstore.history import Entry
 from kvstore.kv import value_of
 from kvstore.range import Item, RangeQuery, RangeRead
 
@@ -202,7 +202,14 @@ def _check_duplicates(ops: Sequence[Op | None]) -> tuple[set[bytes], list[Delete
 
 
 def _overlaps(deletes: list[DeleteRange], key: bytes) -> bool:
-    return any(in_range(key, delete.key, delete.end) for delete in deletes)
+    r"""Is ``key`` in one of the ranges, an end of ``b"\0"`` taken literally, as etcd does here?
+
+    So a delete without an upper bound may stand beside a put, and deletes what was put before it.
+    """
+    return any(
+        key == delete.key if delete.end is None else delete.key <= key < delete.end
+        for delete in deletes
+    )
 
 
 # -- compares ---------------------------------------------

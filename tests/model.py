@@ -79,6 +79,8 @@ class Model:
     def put(self, request: rpc_pb2.PutRequest) -> rpc_pb2.PutResponse:
         """A Put on its own."""
         self._check_put_shape(request)
+        if request.lease and request.lease not in self.leases:
+            raise RefusalError("etcdserver: requested lease not found")
         self._check_put(request)
         state = dict(self.states[self.revision])
         response = self._put(request, state, self.revision + 1)
@@ -145,12 +147,12 @@ class Model:
             raise RefusalError("etcdserver: lease is provided")
 
     def _check_put(self, request: rpc_pb2.PutRequest) -> None:
-        if request.lease and request.lease not in self.leases:
-            raise RefusalError("etcdserver: requested lease not found")
         if (request.ignore_value or request.ignore_lease) and (
             request.key not in self.states[self.revision]
         ):
             raise RefusalError("etcdserver: key not found")
+        if request.lease and request.lease not in self.leases:
+            raise RefusalError("etcdserver: requested lease not found")
 
     def _check_taken(self, taken: "Taken") -> None:
         for op, inner in taken.ops:
@@ -242,6 +244,8 @@ class Model:
         if request.count_only:
             return response
         kept = [item for item in found if passes(request, item[1])]
+        if request.sort_target and not request.sort_order and not filters(request):
+            kept = kept[: request.limit + 1 if request.limit > 0 else None]  # etcd's quirk
         if request.sort_order or request.sort_target:
             kept.sort(key=SORT_KEYS[request.sort_target], reverse=request.sort_order == 2)
         limit = request.limit if request.limit > 0 else len(kept)
@@ -280,6 +284,16 @@ def inside(key: bytes, start: bytes, end: bytes) -> bool:
     if not end:
         return key == start
     return key >= start and (end == NO_END or key < end)
+
+
+def filters(request: rpc_pb2.RangeRequest) -> bool:
+    """Are there bounds on revisions?"""
+    return bool(
+        request.min_mod_revision
+        or request.max_mod_revision
+        or request.min_create_revision
+        or request.max_create_revision
+    )
 
 
 def passes(request: rpc_pb2.RangeRequest, version: Version) -> bool:

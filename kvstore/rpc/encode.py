@@ -31,20 +31,20 @@ def range_totals(read: RangeRead) -> bytes:
     return more + b"\x20" + varint(read.count) if read.count else more
 
 
-def shown_pairs(read: RangeRead, start: int = 0) -> list[bytes]:
+def shown_pairs(read: RangeRead, start: int = 0, *, leases: bool = True) -> list[bytes]:
     """The framed KeyValues of an answer from place ``start``: whole, or without their values for
-    ``keys_only``.
+    ``keys_only`` (etcd 3.7 leaves out their ``leases`` too).
     """
     if read.query.keys_only:
         pairs = zip(read.keys[start:], read.entries[start:], strict=True)
-        return [key_only(key, entry) for key, entry in pairs]
+        return [key_only(key, entry, leases=leases) for key, entry in pairs]
     return [value for value in read.values[start:] if value is not None]
 
 
-def key_only(key: bytes, entry: Entry) -> bytes:
+def key_only(key: bytes, entry: Entry, *, leases: bool) -> bytes:
     """A framed KeyValue without its value."""
     mod, _, create, version, lease = entry
-    return frame_key_value(key, create, mod, version, b"", lease)
+    return frame_key_value(key, create, mod, version, b"", lease if leases else 0)
 
 
 def put_response(header: bytes, result: PutResult, lookup: Lookup) -> bytes:

@@ -17,7 +17,7 @@ from kvstore.errors import CompactedError, StoreError
 from kvstore.fetch import Fetched
 from kvstore.kv import Header, varint
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.range import RangeQuery, RangeRead
+from kvstore.range import ORDER_ASCEND, SORT_KEY, RangeQuery, RangeRead
 from kvstore.rpc import decode, encode
 from kvstore.store import Store
 from kvstore.transport.api import StatusError, Stream
@@ -43,6 +43,7 @@ class RangeStreamCall:
         self._query: RangeQuery | None = None
         self._read: RangeRead | None = None
         self._sent = 0
+        self._shown = 0
         self._waiting_for_client = False
 
     # -- StreamSink -----------------------------------------
@@ -52,10 +53,13 @@ class RangeStreamCall:
         query = decode.range_query(decode.parse(pb.RangeRequest.FromString, message))
         try:
             validate_range(query)
-            if query.sorts() or query.filters():
-                raise StatusError(errors.UNIMPLEMENTED, _UNSUPPORTED)
-            self._query = query
+            if query.sort_order and (query.sort_order, query.sort_target) != _KEY_ORDER:
+                raise StatusError(errors.UNIMPLEMENTED, _NO_ORDERS)
+            if query.filters():
+                raise StatusError(errors.UNIMPLEMENTED, _NO_FILTERS)
+            self._query = query = query._replace(sort_order=0, sort_target=0)
             store = self._store
+            self._shown = store.commits.durable
             shards = store.shards_of(query.key, query.end)
             at = store.pin(query, shards)
         except StoreError as error:
@@ -124,7 +128,7 @@ class RangeStreamCall:
         """
         parts: list[bytes] = []
         size = 0
-        shown = encode.shown_pairs(read, self._sent)
+        shown = encode.shown_pairs(read, self._sent, leases=False)
         read.values[self._sent :] = [None] * (len(read.values) - self._sent)
         self._sent = len(read.keys)
         for pair in shown:
@@ -148,7 +152,7 @@ class RangeStreamCall:
         self._stream.send([length, *parts], len(length) + size)
 
     def _send_last(self, read: RangeRead, parts: list[bytes], size: int) -> None:
-        header = self._header.at(read.at)
+        header = self._header.at(self._shown)
         totals = encode.range_totals(read)
         self._send_chunk([header, *parts, totals], len(header) + size + len(totals))
         self._stream.finish()
@@ -158,7 +162,9 @@ class RangeStreamCall:
         self._stream.finish(error.code, error.text)
 
 
-_UNSUPPORTED = "etcdserver: range stream does not support custom sort orders or revision filters"
+_KEY_ORDER = (ORDER_ASCEND, SORT_KEY)
+_NO_ORDERS = "RangeStream does not support custom sort orders"
+_NO_FILTERS = "RangeStream does not support revision filters"
 
 
 def _missing_from(read: RangeRead, start: int) -> list[int]:
