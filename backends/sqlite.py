@@ -59,6 +59,7 @@ class SqliteBackend:
         self._committing = False
         self._readers: list[threading.Thread] = []
         self._closed: asyncio.Event | None = None
+        self._opened = False
         self._loop: asyncio.AbstractEventLoop
         self._lock: sqlite_file.Lock
         self._writer: Writer
@@ -70,6 +71,7 @@ class SqliteBackend:
 
         Raises ``BackendError``; then nothing was changed.
         """
+        self._opened = True
         self._loop = asyncio.get_running_loop()
         self._start_thread("writer", self._write)
         try:
@@ -127,6 +129,8 @@ class SqliteBackend:
         Raises ``BackendError`` when the last checkpoint fails; what was committed is then still in
         the log.
         """
+        if not self._opened:
+            return
         if self._closed is not None:
             await self._closed.wait()
             return

@@ -42,6 +42,8 @@ APPLICATION_ID = 0x6B767374
 PAGE_BYTES = 8192
 BUSY_TIMEOUT_MS = 1_000
 """Nobody else writes; a foreign process that does is waited for this long, then it is busy."""
+LOG_KEPT_CHECKPOINTS = 4
+"""A log that grew beyond this many checkpoints' worth is cut to it when it starts over."""
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
@@ -191,6 +193,8 @@ def open_writer(path: Path, statements: Statements, config: SqliteConfig) -> aps
         require_setting(path, connection, "checkpoint_fullfsync", 1, 1)
         require_setting(path, connection, "locking_mode", "normal", "normal")
         require_setting(path, connection, "wal_autocheckpoint", 0, 0)
+        log_bytes_kept = LOG_KEPT_CHECKPOINTS * config.checkpoint_bytes
+        require_setting(path, connection, "journal_size_limit", log_bytes_kept, log_bytes_kept)
         _configure(connection, config)
         if found < SCHEMA_VERSION:
             with connection:

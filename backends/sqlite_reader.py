@@ -43,7 +43,11 @@ class Reader:
         page_max = ROWS_FIRST
         while len(found) < rows_max:
             wanted = min(rows_max - len(found), page_max)
-            packed = self._row(self._statements.select_rows, (*after, wanted))
+            try:
+                packed = self._row(self._statements.select_rows, (*after, wanted))
+            except apsw.TooBigError:
+                page_max = _smaller(wanted)
+                continue
             values = _cut(packed[8], list(_numbers(packed[7])))
             page: list[Row] = list(zip(*_index_columns(packed), values, strict=True))
             found += page
@@ -59,7 +63,11 @@ class Reader:
         page_max = ROWS_FIRST
         while len(found) < len(ids):
             part = ids[len(found) : len(found) + page_max]
-            packed = self._row(*self._statements.select_values.fitting(part))
+            try:
+                packed = self._row(*self._statements.select_values.fitting(part))
+            except apsw.TooBigError:
+                page_max = _smaller(len(part))
+                continue
             lengths = list(_numbers(packed[0]))[: len(part)]
             if -1 in lengths:
                 cut = _cut(packed[1], [max(length, 0) for length in lengths])
@@ -104,6 +112,12 @@ def _cut(joined: str | bytes | None, lengths: list[int]) -> Iterator[bytes]:
 def _next_size(joined: str | bytes | None, count: int) -> int:
     """How many rows the next statement takes if they are like these ``count``."""
     return max(1, min(SIZE_MAX, JOINED_BYTES * count // max(len(joined or b""), 1)))
+
+
+def _smaller(count: int) -> int:
+    """How many rows to try after ``count`` were too much for SQLite to join; one row never is."""
+    assert count > 1, "a stored value can be read"
+    return count // 2
 
 
 def _index_columns(packed: Packed) -> tuple[Iterable[int], ...]:

@@ -311,6 +311,16 @@ async def test_close_is_idempotent(storage: Storage) -> None:
     await second.close()
 
 
+async def test_close_before_open_does_nothing(storage: Storage) -> None:
+    """Whoever cleans up after a failed start need not know how far it got."""
+    backend = storage.backend()
+    await backend.close()
+    session = await Session(storage.backend()).open()
+    await backend.close()
+    await session.put(b"a")
+    await session.close()
+
+
 async def test_sizes_follow_the_rows(storage: Storage) -> None:
     """Sizes grow with rows; dropping gives bytes in use back, defragmenting the total; what is
     left is still there.

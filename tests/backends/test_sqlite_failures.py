@@ -237,6 +237,21 @@ async def test_log_that_a_reader_holds_back_is_bounded(path: Path, session: Sess
     assert count + 10 == len(await session.rows())
 
 
+async def test_log_that_grew_is_cut_again(path: Path, session: Session) -> None:
+    """Once the reader that made the log grow is gone, the log's file shrinks, too."""
+    with raw(path) as foreign:
+        foreign.execute("BEGIN")
+        foreign.execute("SELECT count(*) FROM revisions").fetchall()
+        for _ in range(8):
+            assert COMMITTED == await session.commit(session.batch(large(session, 10)))
+        kept = sqlite_file.LOG_KEPT_CHECKPOINTS * SMALL_LOG.checkpoint_bytes
+        assert kept < log_bytes(path)
+        foreign.execute("COMMIT")
+    for _ in range(4):
+        assert COMMITTED == await session.commit(session.batch(large(session, 10)))
+    assert log_bytes(path) <= kept
+
+
 async def test_closed_store_refuses(session: Session) -> None:
     """After close, every call is answered with a refusal, and nothing hangs."""
     await session.close()
