@@ -164,7 +164,8 @@ func (s *server) dial(t *testing.T) *grpc.ClientConn {
 	}
 	conn, err := grpc.NewClient(s.endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: retry, MinConnectTimeout: callTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(receiveBytesMax)),
 	)
 	if err != nil {

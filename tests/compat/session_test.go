@@ -45,7 +45,8 @@ func newSession(t *testing.T, ctx context.Context, s *server) *session {
 // case's zero.
 func (s *session) empty() error {
 	lessor := etcdserverpb.NewLeaseClient(s.conn)
-	held, err := lessor.LeaseLeases(s.ctx, &etcdserverpb.LeaseLeasesRequest{})
+	held, err := lessor.LeaseLeases(s.ctx, &etcdserverpb.LeaseLeasesRequest{},
+		grpc.WaitForReady(true))
 	if err != nil {
 		return fmt.Errorf("leases: %w", err)
 	}
