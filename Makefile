@@ -2,13 +2,16 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell command -v $(name))))
 BIN := .venv/bin
 PROTOC := $(BIN)/python -m grpc_tools.protoc --plugin=$(BIN)/protoc-gen-mypy -I kvstore/pb=protos
-.PHONY: run test venv verify verify-proto fix proto lock test-compat test-kube
+.PHONY: run test venv verify verify-proto fix proto lock test-compat test-kube sim
 
 run: venv
 	$(BIN)/kvstore serve --data-dir ./data
 
 test: venv
 	$(BIN)/pytest
+
+sim: venv
+	SIM_SEEDS=$${SIM_SEEDS:-10000} $(BIN)/pytest tests/test_sim.py --override-ini faulthandler_timeout=0
 
 venv: .venv/.installed
 

@@ -187,6 +187,8 @@ class Commits:
     ) -> None:
         self.queues = [ShardQueue(n, backend, fence) for n, (backend, fence) in enumerate(shards)]
         self.durable = max(fence.tip for _, fence in shards)
+        self.compact_revision = shards[HOME][1].compact_revision
+        """The last compaction committed."""
         self.on_durable: Callable[[], None] = _nothing
         self.on_broken: Callable[[int, str], None] = _ignore_broken
         self.on_commit: Callable[[int, int, float], None] | None = None
@@ -412,6 +414,8 @@ class Commits:
                 queue.frontier = pending.rows[0][0] - 1
                 break
         self.durable = max(self.durable, batch.tip)
+        if batch.compact_revision is not None:
+            self.compact_revision = batch.compact_revision
         if self.on_commit is not None:
             seconds = self._clock.monotonic() - queue.started_at
             self.on_commit(queue.number, len(done.rows), seconds)

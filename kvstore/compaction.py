@@ -177,10 +177,10 @@ class Compactor:
         self._call_soon(self._step)
 
     def tick(self) -> None:
-        """Go on with what waited for a frontier or a fetch; the server calls it a few times a
-        second.
+        """Go on with what waited for a frontier or a fetch, or was committed after its answer had
+        timed out; the server calls it a few times a second.
         """
-        self._trim()
+        self._take_effect(self._store.commits.compact_revision)
         self._poke()
         self._answer_physical()
 

@@ -119,6 +119,11 @@ class History:
             block.seal()
             self._blocks.append(_Block())
 
+    def newest(self) -> int:
+        """The revision of the newest change; 0 if there is none."""
+        last = next((block for block in reversed(self._blocks) if block.entries), None)
+        return last.entries[-1][0] if last is not None else 0
+
     def _tail(self, after: int) -> Iterator[tuple[_Block, int]]:
         """Blocks with changes later than revision ``after``, each with the position of its first
         such change.
