@@ -280,7 +280,7 @@ class Http2Connection(asyncio.Protocol):
         self.streams.expire()
         limits = self._limits
         if not self._acknowledged and now - self._made_at > limits.preface_timeout:
-            self._die(ConnectionFault(frames.SETTINGS_TIMEOUT, "settings_timeout"))
+            self._die(ConnectionFault(frames.SETTINGS_TIMEOUT, "preface_timeout"))
         elif not self.streams.last_sid and now - self._made_at > limits.first_request_timeout:
             self._die(ConnectionFault(frames.NO_ERROR, "first_request_timeout"))
         elif self._stalled(now):

@@ -26,6 +26,8 @@ from kvstore.transport.sniff import Sniffer
 from kvstore.transport.streams import Connection
 from kvstore.transport.tls import Tls
 
+_LIMIT_CODES = {frames.NO_ERROR, frames.SETTINGS_TIMEOUT, frames.ENHANCE_YOUR_CALM}
+"""Ends of connections that are a limit's doing, not a rule's."""
 _TICK_SECONDS = 0.05
 _TICKS_PER_ROUND = 10
 
@@ -45,7 +47,7 @@ class Stats(NamedTuple):
     """Of answers that wait for their clients."""
     handshakes_failed: int
     refusals: dict[str, int]
-    """How often each limit was reached, by name."""
+    """How often each limit was reached, by its name or by the reason that GOAWAY gave."""
     faults: dict[int, int]
     """Connections ended for breaking HTTP/2's rules, by error code."""
 
@@ -196,7 +198,7 @@ class Server:
 
     def faulted(self, fault: ConnectionFault, /) -> None:
         """A connection ends with GOAWAY."""
-        if fault.code == frames.ENHANCE_YOUR_CALM:
+        if fault.code in _LIMIT_CODES:
             self._refusals[fault.reason] += 1
         else:
             self._faults[fault.code] += 1

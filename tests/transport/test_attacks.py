@@ -346,6 +346,7 @@ async def test_connections_without_a_call() -> None:
         for _ in range(20):
             async with server.peer() as peer:
                 assert await peer.goaway() == (0, "first_request_timeout")
+        assert (await server.stats())["refusals"] == {"first_request_timeout": 20}
 
 
 async def test_too_many_connections() -> None:

@@ -320,4 +320,4 @@ async def test_settings_must_be_acknowledged() -> None:
         peer.acknowledge = False
         peer.write(PREFACE)
         peer.send(SettingsFrame(0))
-        assert await peer.goaway() == (SETTINGS_TIMEOUT, "settings_timeout")
+        assert await peer.goaway() == (SETTINGS_TIMEOUT, "preface_timeout")
