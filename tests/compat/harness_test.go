@@ -22,7 +22,7 @@ func TestHarness(t *testing.T) {
 		{"smaller limit, case that shows it", limited, txnBudget, true},
 		{"smaller limit, case that does not", limited, txnOverlaps, false},
 		{"next release, keys only", next, rangeParts, true},
-		{"next release, unknown method", next, wireUnknown, true},
+		{"next release, new method", next, streamKeys, true},
 		{"next release, comparisons", next, txnCompares, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

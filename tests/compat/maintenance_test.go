@@ -17,15 +17,17 @@ func TestMaintenance(t *testing.T) {
 		{name: "status", run: statusShape},
 		{name: "status of a fresh store", fresh: true, run: statusShape},
 		{name: "alarms", run: alarms},
-		{name: "the alarm of a full store", run: alarmNoSpace},
+		{name: "quota in the status", run: statusQuota, open: "there is no quota yet"},
+		{name: "the alarm of a full store", run: alarmNoSpace, open: "there is no quota yet"},
 		{name: "hash", run: hashes},
 		{name: "hash of keys by revision", run: hashesKV},
 		{name: "hash of keys of a fresh store", fresh: true, run: hashesKVFresh},
 		{name: "defragment", run: defragments},
 		{name: "move leader", run: movesLeader},
-		{name: "downgrade", run: downgrades},
-		{name: "snapshot", run: snapshots},
+		{name: "downgrade", run: downgrades, open: "there are no downgrades"},
+		{name: "snapshot", run: snapshots, open: "there are no snapshots yet"},
 		{name: "members", run: members},
+		{name: "peer URLs of members", run: memberPeers, open: "nobody is a peer"},
 	})
 }
 
@@ -42,6 +44,13 @@ func statusShape(s *session) {
 	s.note("in use within allocated %v", status.DbSizeInUse <= status.DbSize)
 	s.note("applied up to %v", status.RaftAppliedIndex <= status.RaftIndex)
 	s.note("one term %v", status.RaftTerm == status.Header.RaftTerm)
+}
+
+func statusQuota(s *session) {
+	response, err := s.call(&pb.StatusRequest{})
+	if s.check("status", err) {
+		s.note("quota %v", response.(*pb.StatusResponse).DbSizeQuota > 0)
+	}
 }
 
 // memberID is the id of the server's only member.
@@ -175,6 +184,13 @@ func snapshots(s *session) {
 	sum := sha256.Sum256(payload)
 	s.note("counted down %v, blobs bounded %v, sum last %v", counted, bounded, bytes.Equal(sum[:],
 		last))
+}
+
+func memberPeers(s *session) {
+	list, err := s.call(&pb.MemberListRequest{})
+	if s.check("members", err) {
+		s.note("%d peer URLs", len(list.(*pb.MemberListResponse).Members[0].PeerURLs))
+	}
 }
 
 func members(s *session) {

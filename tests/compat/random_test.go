@@ -75,30 +75,11 @@ func randomHistory(s *session, seed uint64, steps int) {
 	s.do(put("end", "of the history"))
 	w := s.watch()
 	w.create(everyKey(s.rev(g.compacted + 1)))
-	w.upTo("end")
+	w.through(s.current())
 	if g.compacted > 0 {
 		again := s.watch()
 		again.create(from(s.rev(g.compacted-1), "\x00", "\x00"))
 		again.response()
-	}
-}
-
-// upTo notes events up to one of the key.
-func (w *watchStream) upTo(key string) {
-	split := splitDetector{}
-	for {
-		r, ok := w.next(responseTimeout)
-		if !ok || r.err != nil || r.response.Canceled {
-			w.s.note("watch -> ended %v %s", ok, w.s.outcome(r.response, r.err))
-			return
-		}
-		w.s.checkResponse(r.response, split)
-		for _, event := range r.response.Events {
-			w.s.note("  %s", w.s.message(event))
-			if string(event.Kv.Key) == key {
-				return
-			}
-		}
 	}
 }
 

@@ -25,6 +25,9 @@ type renderer struct {
 	leases map[int64]string // names of leases whose ids the server chose
 }
 
+// unlike are fields that have a case of their own instead.
+var unlike = map[string]bool{"StatusResponse.DbSizeQuota": true, "Member.PeerURLs": true}
+
 // chosen are the fields of which only presence is promised, by message and field.
 var chosen = map[string]bool{
 	"ResponseHeader.ClusterId": true, "ResponseHeader.MemberId": true,
@@ -32,10 +35,9 @@ var chosen = map[string]bool{
 	"StatusResponse.Version": true, "StatusResponse.Leader": true, "StatusResponse.RaftIndex": true,
 	"StatusResponse.RaftTerm": true, "StatusResponse.RaftAppliedIndex": true,
 	"StatusResponse.DbSizeInUse": true, "StatusResponse.Errors": true,
-	"StatusResponse.DbSizeQuota": true,
-	"HashResponse.Hash":          true, "HashKVResponse.Hash": true,
+	"HashResponse.Hash": true, "HashKVResponse.Hash": true,
 	"AlarmRequest.MemberID": true, "AlarmMember.MemberID": true,
-	"Member.ID": true, "Member.Name": true, "Member.PeerURLs": true, "Member.ClientURLs": true,
+	"Member.ID": true, "Member.Name": true, "Member.ClientURLs": true,
 }
 
 // message renders a protobuf message on one line, fields in the order of their declaration.
@@ -70,7 +72,8 @@ func (r *renderer) fields(structure reflect.Value) string {
 		if field.Name == "XXX_unrecognized" && value.Len() > 0 {
 			parts = append(parts, fmt.Sprintf("unknown:%x", value.Bytes()))
 		}
-		if !field.IsExported() || strings.HasPrefix(field.Name, "XXX_") || value.IsZero() {
+		if !field.IsExported() || strings.HasPrefix(field.Name, "XXX_") || value.IsZero() ||
+			unlike[kind.Name()+"."+field.Name] {
 			continue
 		}
 		name, text := field.Name, "set"

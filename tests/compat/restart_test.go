@@ -41,8 +41,7 @@ func restarts(s *session, signal syscall.Signal) {
 func (s *session) restart(signal syscall.Signal) {
 	s.server.stop(s.t, signal)
 	s.server.start(s.t)
-	s.conn.Close()
-	s.conn = s.server.dial(s.t)
+	s.check("connect", s.connect())
 }
 
 // look notes all that a client can see of a store.
@@ -54,7 +53,7 @@ func (s *session) look() {
 	defer cancel() // an open stream delays the end of etcd
 	w := s.watchIn(ctx)
 	w.create(everyKey(8))
-	w.events(90)
+	w.through(s.current())
 	w.create(from(2, "a", ""))
 	w.response()
 }

@@ -32,12 +32,15 @@ const (
 
 // subjectCommand is the template of the server under test; {dir} and {port} are filled in.
 func subjectCommand() string {
-	if command := os.Getenv("KVSTORE_CMD"); command != "" {
-		return command
+	if !ownServer() {
+		return os.Getenv("KVSTORE_CMD")
 	}
 	return "../../.venv/bin/kvstore serve" +
 		" --data-dir {dir} --listen-client-urls http://127.0.0.1:{port}"
 }
+
+// ownServer tells whether the server under test is that of this checkout.
+func ownServer() bool { return os.Getenv("KVSTORE_CMD") == "" }
 
 // A server is one process that speaks the etcd API on a loopback port, with its own data.
 type server struct {

@@ -31,22 +31,31 @@ type session struct {
 	transcript []string
 }
 
-// newSession connects to a server.
+// newSession makes a session, which can act once it is connected.
 func newSession(t *testing.T, ctx context.Context, s *server) *session {
-	conn := s.dial(t)
-	t.Cleanup(func() { conn.Close() })
 	return &session{
 		renderer: renderer{leases: map[int64]string{}},
-		t:        t, ctx: ctx, server: s, conn: conn,
+		t:        t, ctx: ctx, server: s,
 	}
+}
+
+// connect opens the session's connection, in place of an earlier one, and waits for an answer.
+func (s *session) connect() error {
+	if s.conn != nil {
+		s.conn.Close()
+	}
+	conn := s.server.dial(s.t)
+	s.conn = conn
+	s.t.Cleanup(func() { conn.Close() })
+	_, err := etcdserverpb.NewKVClient(conn).Range(s.ctx, get("any"), grpc.WaitForReady(true))
+	return err
 }
 
 // empty removes the keys and leases of an earlier case and makes the current revision this
 // case's zero.
 func (s *session) empty() error {
 	lessor := etcdserverpb.NewLeaseClient(s.conn)
-	held, err := lessor.LeaseLeases(s.ctx, &etcdserverpb.LeaseLeasesRequest{},
-		grpc.WaitForReady(true))
+	held, err := lessor.LeaseLeases(s.ctx, &etcdserverpb.LeaseLeasesRequest{})
 	if err != nil {
 		return fmt.Errorf("leases: %w", err)
 	}
@@ -67,6 +76,16 @@ func (s *session) empty() error {
 
 // rev is the revision n changes after the start of the case.
 func (s *session) rev(n int64) int64 { return s.base + n }
+
+// current is the store's revision, 0 if it cannot be had.
+func (s *session) current() int64 {
+	response, err := s.call(get("any"))
+	if err != nil {
+		s.note("current revision -> %s", failure(err))
+		return 0
+	}
+	return response.(*etcdserverpb.RangeResponse).Header.Revision
+}
 
 // note adds a line to the transcript.
 func (s *session) note(format string, arguments ...any) {

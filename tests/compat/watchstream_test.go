@@ -25,6 +25,7 @@ type watchStream struct {
 	s        *session
 	stream   pb.Watch_WatchClient
 	received chan received
+	held     []received // what came while another watcher was being created
 }
 
 type received struct {
@@ -65,12 +66,20 @@ func (w *watchStream) send(request *pb.WatchRequest) {
 	}
 }
 
-// create asks for watchers and notes the response to each.
+// create asks for watchers and notes the response to each. History of others may come before it.
 func (w *watchStream) create(creates ...*pb.WatchCreateRequest) {
 	for _, create := range creates {
 		w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}})
 		w.s.note("create %s", w.s.message(create))
-		w.response()
+		earlier := w.held
+		w.held = nil
+		r, ok := w.next(responseTimeout)
+		for ok && r.err == nil && !r.response.Created {
+			earlier = append(earlier, r)
+			r, ok = w.next(responseTimeout)
+		}
+		w.held = earlier
+		w.answered(r, ok)
 	}
 }
 
@@ -89,6 +98,11 @@ func (w *watchStream) progress() {
 }
 
 func (w *watchStream) next(timeout time.Duration) (received, bool) {
+	if len(w.held) > 0 {
+		r := w.held[0]
+		w.held = w.held[1:]
+		return r, true
+	}
 	select {
 	case r := <-w.received:
 		return r, true
@@ -99,7 +113,10 @@ func (w *watchStream) next(timeout time.Duration) (received, bool) {
 
 // response notes the next response in full.
 func (w *watchStream) response() {
-	r, ok := w.next(responseTimeout)
+	w.answered(w.next(responseTimeout))
+}
+
+func (w *watchStream) answered(r received, ok bool) {
 	if !ok {
 		w.s.note("watch -> no response")
 		return
@@ -153,6 +170,23 @@ func (w *watchStream) events(count int) {
 	}
 	if ended != "" {
 		w.s.note("watch -> %s", ended)
+	}
+}
+
+// through notes the events of the only watcher up to those of a revision.
+func (w *watchStream) through(revision int64) {
+	split := splitDetector{}
+	for last := int64(0); last < revision; {
+		r, ok := w.next(responseTimeout)
+		if !ok || r.err != nil || r.response.Canceled {
+			w.s.note("watch -> ended %v %s", ok, w.s.outcome(r.response, r.err))
+			return
+		}
+		w.s.checkResponse(r.response, split)
+		for _, event := range r.response.Events {
+			w.s.note("  %s", w.s.message(event))
+			last = event.Kv.ModRevision
+		}
 	}
 }
 

@@ -21,7 +21,9 @@ func TestWire(t *testing.T) {
 		{name: "health", run: wireHealth},
 		{name: "malformed messages", run: wireMalformed},
 		{name: "unknown fields", run: wireUnknownFields},
-		{name: "compressed messages", run: wireCompressed},
+		{name: "fields of the wrong type", run: wireWrongTypes,
+			open: "Python's protobuf skips a field of the wrong wire type, Go's refuses it"},
+		{name: "compressed messages", run: wireCompressed, open: "compressed requests are refused"},
 		{name: "metadata", run: wireMetadata},
 		{name: "deadlines", run: wireDeadlines},
 		{name: "many requests at once", run: wireConcurrent},
@@ -49,7 +51,7 @@ func (s *session) raw(method string, request []byte) ([]byte, error) {
 
 func wireUnknown(s *session) {
 	for _, method := range []string{"/etcdserverpb.KV/Nothing", "/etcdserverpb.Nothing/Range",
-		"/nothing/at/all", "/etcdserverpb.KV/range", "/etcdserverpb.KV/RangeStream"} {
+		"/nothing/at/all", "/etcdserverpb.KV/range"} {
 		_, err := s.raw(method, nil)
 		s.note("%s -> %s", method, failure(err))
 	}
@@ -71,13 +73,21 @@ func wireHealth(s *session) {
 }
 
 func wireMalformed(s *session) {
-	for _, data := range []string{"\x0a", "\x0a\x05ab", "\xff\xff\xff", "\x0a\x01a\x0a", "\x08\x01"} {
+	for _, data := range []string{"\x0a", "\x0a\x05ab", "\xff\xff\xff", "\x0a\x01a\x0a"} {
 		for _, method := range []string{"KV/Range", "KV/Put", "KV/Txn", "Lease/LeaseGrant"} {
 			_, err := s.raw("/etcdserverpb."+method, []byte(data))
 			s.note("%s %q -> %s", method, data, status.Code(err))
 		}
 	}
 	s.do(put("a", "1"))
+}
+
+// wireWrongTypes gives a number where the field with that number is of bytes.
+func wireWrongTypes(s *session) {
+	for _, method := range []string{"KV/Range", "KV/Put", "KV/Txn"} {
+		_, err := s.raw("/etcdserverpb."+method, []byte("\x08\x01"))
+		s.note("%s -> %s", method, status.Code(err))
+	}
 }
 
 // wireUnknownFields puts with a field that no version has, which is to be ignored.

@@ -25,7 +25,7 @@ func TestWrite(t *testing.T) {
 }
 
 func firstRevisions(s *session) {
-	s.do(everything(), &pb.MemberListRequest{}, &pb.LeaseLeasesRequest{}, remove("a"))
+	s.do(everything(), &pb.LeaseLeasesRequest{}, remove("a"))
 	s.do(always(), txn(when(versionIs("a", equal, 0)), ops(get("a")), nil))
 	s.do(at(1, get("a")), at(2, get("a")))
 	s.do(put("a", "1"), get("a"), put("b", "1"), everything(), at(1, everything()))
