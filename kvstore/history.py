@@ -224,9 +224,15 @@ class History:
         del self._blocks[0]
 
     def keys_until(self, up_to: int) -> list[bytes]:
-        """Keys of the oldest block's changes at or before ``up_to``."""
-        block = self._blocks[0]
-        return block.keys[: _first_after(block.entries, up_to)]
+        """Keys of the oldest block's changes at or before ``up_to``, and of the rest of that
+        revision if it goes on in later blocks.
+        """
+        keys: list[bytes] = []
+        for block in self._blocks:
+            keys += block.keys[: _first_after(block.entries, up_to)]
+            if not block.entries or block.entries[-1][0] != up_to:
+                break
+        return keys
 
 
 def _first_after(entries: list[Entry], revision: int) -> int:

@@ -71,6 +71,11 @@ class Log:
         inside = sorted(k for k in self.versions if k == key or key < k < end)
         return [row for row in (self.at(k, revision) for k in inside) if row is not None]
 
+    def kept(self, compacted: int) -> set[RowId]:
+        """Rows that a compaction leaves: later ones, its own, and what its revision sees."""
+        rows = [row for chain in self.versions.values() for row in chain]
+        return {(r[0], r[1]) for r in rows if r[0] >= compacted or self.at(r[2], compacted) is r}
+
 
 class LoggedDisk(MemoryDisk):
     """A disk whose commit point writes the log."""
