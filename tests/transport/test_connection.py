@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
+from itertools import pairwise
 
 import hpack
 import pytest
@@ -203,6 +204,26 @@ def test_fast_and_slow_road_agree(
     whole = asyncio.run(_converse(data, []))
     assert asyncio.run(_converse(data, cuts)) == whole
     assert asyncio.run(_converse(data, [1] * min(len(data), 600))) == whole
+
+
+async def test_a_turn_is_bounded() -> None:
+    """Of a large answer no more than its share is cut in one turn; the rest follows in others."""
+    world = World()
+    calls = [("Size", b"8000000", "", False)]
+    limit = TEST_LIMITS.turn_bytes_max
+    world.connection.streams.output.window = 1 << 30
+    world.connection.data_received(conversation(calls))
+    world.connection.data_received(SettingsFrame(0, settings={4: 1 << 30}).serialize())
+    written = [len(world.socket.written)]  # by two reads, each of which cut its share
+    while world.connection.streams.open:
+        await asyncio.sleep(0)
+        written.append(len(world.socket.written))
+    steps = [after - before for before, after in pairwise(written)]
+    assert written[0] < 2 * limit + 200_000
+    assert max(steps) < limit + 100_000
+    assert sum(step > 0 for step in steps) >= 5
+    assert written[-1] > 8_000_000
+    world.end()
 
 
 def _any_frame() -> st.SearchStrategy[bytes]:
