@@ -80,7 +80,8 @@ class Http2Connection(asyncio.Protocol):
         """Take the frames that are complete; the rest waits for more."""
         output = self.output
         streams = self.streams
-        output.dirty = True  # replies made meanwhile wait for the flush below
+        scheduled = output.dirty
+        output.dirty = True  # replies made meanwhile wait for the flush below, or that one
         streams.now = self._clock()
         self._host.totals.bytes_received += len(data)
         rest = self._rest
@@ -107,7 +108,8 @@ class Http2Connection(asyncio.Protocol):
             if rest or position < end:
                 self._rest = data[position:]
                 self._host.totals.request_bytes += len(self._rest) - len(rest)
-            output.flush()
+            if not scheduled:
+                output.flush()
         except ConnectionFault as fault:
             self._die(fault)
         except Exception as error:  # noqa: BLE001 - a bug costs one connection, not all
