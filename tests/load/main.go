@@ -35,7 +35,7 @@ func parse() options {
 	var o options
 	flag.StringVar(&o.endpoint, "endpoint", "127.0.0.1:2379", "server")
 	flag.StringVar(&o.mode, "mode", "create",
-		"put, create, update, get, list, compact, fanout, fill, first or scan")
+		"put, create, update, get, list, page, compact, fanout, fill, first or scan")
 	flag.IntVar(&o.conns, "conns", 10, "connections")
 	flag.IntVar(&o.clients, "clients", 100, "requests in flight")
 	flag.DurationVar(&o.warmUp, "warm-up", 1500*time.Millisecond, "time before the measured time")
@@ -45,7 +45,7 @@ func parse() options {
 	flag.Float64Var(&o.rate, "rate", 0, "requests per second of an open loop; 0 is a closed loop")
 	flag.IntVar(&o.valueSize, "size", 1024, "bytes of a value")
 	flag.IntVar(&o.keys, "keys", 10000, "keys to fill or to read")
-	flag.Int64Var(&o.limit, "limit", 500, "list: keys per page; 0 is all")
+	flag.Int64Var(&o.limit, "limit", 500, "list, page: keys in an answer; 0 is all")
 	flag.IntVar(&o.watchers, "watchers", 100, "fanout: watchers")
 	flag.StringVar(&o.prefix, "prefix", "/registry/pods/", "prefix of all keys")
 	flag.Int64Var(&o.since, "since", 0, "first: when the server was started, in Unix nanoseconds")

@@ -16,8 +16,8 @@ type worker struct {
 	random    uint64
 	done      int
 	revisions map[int]int64 // update: the revision that each of its keys should have
-	next      string        // list: where the next page starts
-	pinned    int64         // list: the revision of the pages
+	next      string        // page: where the next page starts
+	pinned    int64         // page: the revision of the pages, 0 before the first
 	seen      int64         // compact: the revision one interval ago
 }
 
@@ -54,7 +54,12 @@ func operation(o options) (func(context.Context, *worker) error, error) {
 			return err
 		}, nil
 	case "list":
-		return func(ctx context.Context, w *worker) error { return list(ctx, w, o) }, nil
+		return func(ctx context.Context, w *worker) error {
+			_, err := list(ctx, w, o, o.prefix)
+			return err
+		}, nil
+	case "page":
+		return func(ctx context.Context, w *worker) error { return page(ctx, w, o) }, nil
 	case "compact":
 		return func(ctx context.Context, w *worker) error { return compact(ctx, w, o) }, nil
 	default:
@@ -93,30 +98,35 @@ func update(ctx context.Context, w *worker, o options, value string) error {
 	return errConflict
 }
 
-// list reads the next page, as a client that pages does: all pages at the revision of the first,
-// and from the start again after the last. Each worker begins at a key of its own.
-func list(ctx context.Context, w *worker, o options) error {
+// list reads the first objects from a key on, at the worker's revision.
+func list(ctx context.Context, w *worker, o options, from string) (*clientv3.GetResponse, error) {
+	found, err := w.client.Get(ctx, from, clientv3.WithLimit(o.limit), clientv3.WithRev(w.pinned),
+		clientv3.WithRange(clientv3.GetPrefixRangeEnd(o.prefix)))
+	if err == nil && len(found.Kvs) == 0 {
+		return found, errors.New("nothing is listed")
+	}
+	return found, err
+}
+
+// page lists as a client that pages does: all pages at the revision of the first, and from the
+// start again after the last. Each worker begins at a key of its own.
+func page(ctx context.Context, w *worker, o options) error {
 	if w.next == "" {
 		w.next, w.pinned = o.prefix, 0
-		if w.done == 0 && o.limit > 0 {
+		if w.done == 0 {
 			w.next = o.key(w.draw(o.keys))
 		}
 	}
-	page, err := w.client.Get(ctx, w.next, clientv3.WithLimit(o.limit), clientv3.WithRev(w.pinned),
-		clientv3.WithRange(clientv3.GetPrefixRangeEnd(o.prefix)))
+	found, err := list(ctx, w, o, w.next)
+	w.next = ""
 	if err != nil {
-		w.next = ""
 		return err
 	}
 	if w.pinned == 0 {
-		w.pinned = page.Header.Revision
+		w.pinned = found.Header.Revision
 	}
-	if len(page.Kvs) == 0 && page.Count > 0 {
-		return errors.New("a page is empty")
-	}
-	w.next = ""
-	if int64(len(page.Kvs)) < page.Count {
-		w.next = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	if int64(len(found.Kvs)) < found.Count {
+		w.next = string(found.Kvs[len(found.Kvs)-1].Key) + "\x00"
 	}
 	return nil
 }
