@@ -61,7 +61,7 @@ class SqliteBackend:
         self._closed: asyncio.Event | None = None
         self._opened = False
         self._loop: asyncio.AbstractEventLoop
-        self._lock: sqlite_file.Lock
+        self._lock: sqlite_file.Lock | None = None
         self._writer: Writer
 
     # -- opening and closing -------------------------------------------------------------------
@@ -135,8 +135,6 @@ class SqliteBackend:
             await self._closed.wait()
             return
         self._closed = asyncio.Event()
-        for _ in self._readers:
-            self._reads.put(None)
         try:
             await self._in_writer(self._let_go)
         finally:
@@ -145,6 +143,10 @@ class SqliteBackend:
 
     def _let_go(self) -> None:
         """In the writer's thread, after every job before it."""
+        if self._lock is None:
+            return
+        for _ in self._readers:
+            self._reads.put(None)
         for reader in self._readers:
             reader.join()
         try:

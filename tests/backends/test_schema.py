@@ -8,6 +8,8 @@ from sqlalchemy.schema import CreateTable
 from backends import schema
 from backends.schema import SIZE_MAX, Sized, Statements, signed, sqlite_dialect, unsigned
 
+STATEMENTS = Statements(sqlite_dialect())
+
 
 def test_tables_compile_for_postgresql() -> None:
     """The same declarations make PostgreSQL's tables, with its types."""
@@ -24,9 +26,7 @@ def test_tables_compile_for_postgresql() -> None:
 
 def test_statements_are_kept_prepared() -> None:
     """The driver keeps statements of less than 16 KiB; ours are, in their largest size too."""
-    sized = [
-        value for value in vars(Statements(sqlite_dialect())).values() if isinstance(value, Sized)
-    ]
+    sized = [value for value in vars(STATEMENTS).values() if isinstance(value, Sized)]
     assert 5 == len(sized)
     assert all(len(text) < 16 * 1024 for each in sized for text in each.texts.values())
     assert SIZE_MAX == max(sized[0].texts)
@@ -35,7 +35,7 @@ def test_statements_are_kept_prepared() -> None:
 @given(st.integers(1, SIZE_MAX))
 def test_sized_statement_is_filled_exactly(count: int) -> None:
     """Rows, padding and further parameters are as many as the text has places for."""
-    sized = Statements(sqlite_dialect()).insert_rows
+    sized = STATEMENTS.insert_rows
     text, given_ = sized.fitting([(n,) * sized.width for n in range(count)], "epoch", "tip")
     assert text.count("?") == len(given_)
     assert ("epoch", "tip") == given_[-2:]

@@ -239,6 +239,7 @@ async def test_log_that_a_reader_holds_back_is_bounded(path: Path, session: Sess
 
 async def test_log_that_grew_is_cut_again(path: Path, session: Session) -> None:
     """Once the reader that made the log grow is gone, the log's file shrinks, too."""
+    connection_of(session).set_busy_timeout(1)
     with raw(path) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM revisions").fetchall()

@@ -1,5 +1,6 @@
 """Taking hold of an SQLite file: locks, modes, settings, and files that are not ours."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio.lowlevel
 import apsw
 import pytest
 
@@ -156,6 +158,22 @@ async def test_second_process_is_told_who_has_it(path: Path, tmp_path: Path) -> 
         before = contents(tmp_path)
         assert f"{path}.lock is held by process {pid}" == await refusal(path)
         assert before == contents(tmp_path)
+    await filled(path)
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_open_that_is_cancelled_can_be_closed(path: Path, *, held: bool) -> None:
+    """Whoever gives up waiting for open closes, and the lock is as before, however open ended."""
+    lock = sqlite_file.Lock(path) if held else None
+    backend = SqliteBackend(path)
+    async with asyncio.TaskGroup() as group:
+        opening = group.create_task(backend.open())
+        await anyio.lowlevel.checkpoint()
+        opening.cancel()
+    await backend.close()
+    if lock is not None:
+        assert "is held by process" in await refusal(path)
+        lock.release()
     await filled(path)
 
 
