@@ -28,7 +28,8 @@ from kvstore.txn import (
 
 OPS_MAX = 128
 A, B = Put(b"a", b"1"), Put(b"b", b"2")
-DELETE_A, DELETE_ALL = DeleteRange(b"a", None), DeleteRange(b"a", b"\0")
+DELETE_A, DELETE_ALL = DeleteRange(b"a", None), DeleteRange(b"a", b"c")
+DELETE_UNBOUNDED = DeleteRange(b"a", b"\0")
 DELETE_A_TO_B = DeleteRange(b"a", b"b")
 EXISTS = Compare(EQUAL, TARGET_VERSION, b"a", None, 0)
 
@@ -69,10 +70,12 @@ ALLOWED = {
     "the same put in both branches": Txn([], [A], [A]),
     "the same put in both branches, nested": then(Txn([], [A], [A])),
     "a put and a delete in different branches": Txn([], [A], [DELETE_ALL]),
-    "likewise nested": then(Txn([], [A], [DELETE_ALL])),
+    "a put and a delete in different branches, nested": then(Txn([], [A], [DELETE_ALL])),
     "overlapping deletes": then(DELETE_A, DELETE_ALL, DELETE_A),
     "overlapping deletes at two levels": then(DELETE_A, then(DELETE_ALL)),
     "a put at the end of a deleted range": then(B, DELETE_A_TO_B),
+    "a put and a delete without an upper bound": then(DELETE_UNBOUNDED, A),
+    "likewise nested": then(A, then(DELETE_UNBOUNDED), then(B)),
     "a put and an empty deleted range": then(A, DeleteRange(b"b", b"a")),
     "a put and a range that reads it": then(A, RangeQuery(b"a", b"\0")),
     "a sibling's delete of a range put before": then(then(B), then(DELETE_ALL)),
@@ -156,7 +159,7 @@ def test_what_a_txn_touches() -> None:
     """Ranges of compares and of both branches at any depth; whether any operation can write."""
     read = RangeQuery(b"r", b"s")
     txn = Txn([EXISTS], [read, then(B)], [otherwise(DELETE_ALL)])
-    expected = [(b"a", None), (b"r", b"s"), (b"b", None), (b"a", b"\0")]
+    expected = [(b"a", None), (b"r", b"s"), (b"b", None), (b"a", b"c")]
     assert expected == list(ranges_of(txn))
     assert can_write(txn)
     assert can_write(otherwise(then(A)))

@@ -1,0 +1,178 @@
+"""Compaction: what it refuses, when it takes effect, which rows go and when."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.memory import MemoryDisk
+from kvstore import errors, history
+from kvstore.compaction import Drops
+from kvstore.fetch import Holds
+from kvstore.pb import rpc_pb2 as pb
+from tests.stack import Answered, Stack, serve
+
+RowId = tuple[int, int]
+
+
+def change(engine: Stack, key: bytes, *, delete: bool = False) -> None:
+    """A put or a delete, committed."""
+    if delete:
+        serve(engine.kv.delete_range, pb.DeleteRangeRequest(key=key).SerializeToString())
+    else:
+        serve(engine.kv.put, pb.PutRequest(key=key, value=b"v").SerializeToString())
+    engine.settle()
+
+
+def compact(engine: Stack, revision: int, *, physical: bool = False) -> Answered:
+    """Ask for a compaction."""
+    request = pb.CompactionRequest(revision=revision, physical=physical)
+    return serve(engine.kv.compact, request.SerializeToString())
+
+
+def finish(engine: Stack) -> None:
+    """Let everything that compaction has to do happen."""
+    for _ in range(100):
+        engine.settle()
+        engine.compactor.tick()
+    engine.settle()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.booleans()), max_size=20),
+    st.lists(st.integers(0, 8), max_size=3),
+)
+def test_exactly_the_unreadable_rows_go(
+    changes: list[tuple[bytes, bool]], backs: list[int]
+) -> None:
+    """Storage keeps the versions that a read or watch from the compact revision can see, and drops
+    all others; a restart over what is left finds the same.
+    """
+    disk = MemoryDisk()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "BLOCK_CHANGES", 3)
+        engine = Stack([disk])
+        for key, delete in changes:
+            change(engine, key, delete=delete)
+        rows = dict(disk.rows)
+        for back in backs:
+            compact(engine, max(1, engine.store.revision - back))
+        finish(engine)
+    at = engine.store.compact_revision
+    assert (max(1, engine.store.revision - min(backs)) if backs else -1) == at
+    newest = {row[2]: id_ for id_, row in rows.items() if row[0] <= at}
+    kept = {id_ for id_ in newest.values() if rows[id_][4] or id_[0] == at}
+    assert kept | {id_ for id_ in rows if id_[0] > at} == set(disk.rows)
+    assert sum(drops.count for drops in engine.compactor.drops) == 0
+    engine.crash()
+    again = Stack([disk])
+    finish(again)
+    assert kept | {id_ for id_ in rows if id_[0] > at} == set(disk.rows)
+    assert at == again.store.compact_revision
+
+
+def test_refusals() -> None:
+    """At or below the last compaction, also one that is not durable yet, and above the head."""
+    engine = Stack([MemoryDisk()])
+    for _ in range(5):
+        change(engine, b"a")
+    first, second = compact(engine, 4), compact(engine, 4)
+    future = compact(engine, 7)
+    engine.settle()
+    assert first.body is not None
+    assert second.failed == (errors.CompactedError.code, errors.CompactedError.text)
+    assert future.failed == (errors.FutureRevisionError.code, errors.FutureRevisionError.text)
+
+
+def test_takes_effect_once_durable() -> None:
+    """Before its commit old revisions are readable; once it is answered they are not."""
+    engine = Stack([MemoryDisk()])
+    for _ in range(5):
+        change(engine, b"a")
+    old = pb.RangeRequest(key=b"a", revision=3).SerializeToString()
+    call = compact(engine, 5)
+    assert not call.done
+    assert serve(engine.kv.range, old).failed is None
+    engine.settle()
+    assert call.body is not None
+    expected = (errors.CompactedError.code, errors.CompactedError.text)
+    assert expected == serve(engine.kv.range, old).failed
+
+
+def test_physical_is_answered_when_rows_are_gone() -> None:
+    """The answer comes after the last row; one that is not physical comes before."""
+    disk = MemoryDisk()
+    engine = Stack([disk])
+    for _ in range(20):
+        change(engine, b"a")
+    call = compact(engine, 21, physical=True)
+    for _ in range(100):
+        engine.turn()
+        engine.steps.run_next()
+        engine.compactor.tick()
+        assert not call.done or set(disk.rows) == {(21, 0)}
+    assert call.body is not None, call.failed
+
+
+def test_a_fetch_holds_back_rows() -> None:
+    """Rows that fell out while a fetch was under way wait for its end."""
+    disk = MemoryDisk()
+    engine = Stack([disk])
+    for _ in range(5):
+        change(engine, b"a")
+    hold = engine.store.holds.begin()
+    compact(engine, 6)
+    finish(engine)
+    assert len(disk.rows) == 5
+    engine.store.holds.end(hold)
+    finish(engine)
+    assert set(disk.rows) == {(6, 0)}
+
+
+def test_a_crash_between_loses_nothing() -> None:
+    """A compaction that was durable but not carried out is carried out after the restart."""
+    disk = MemoryDisk()
+    engine = Stack([disk])
+    for _ in range(5):
+        change(engine, b"a")
+    change(engine, b"b")
+    call = compact(engine, 6)
+    while not call.done:
+        engine.turns.run_next()
+        engine.steps.run_next()
+    engine.crash()
+    assert len(disk.rows) == 6
+    again = Stack([disk])
+    finish(again)
+    assert set(disk.rows) == {(6, 0), (7, 0)}
+
+
+@given(st.lists(st.integers(0, 12), max_size=6), st.lists(st.integers(0, 40), max_size=12))
+def test_drops_leave_in_order_and_measure(adds: list[int], batches: list[int]) -> None:
+    """Oldest first, no more per batch than allowed, and all of them in the end."""
+    holds = Holds()
+    drops = Drops(holds, 20)
+    rows: list[RowId] = []
+    for n, size in enumerate(adds):
+        added = [(n, sub) for sub in range(size)]
+        rows += added
+        drops.add(added)
+    taken: list[RowId] = []
+    for batch in [*batches, *[0] * 5]:
+        some = drops.take(batch)
+        assert len(some) <= min(20, max(batch, 16) if batch else 20)
+        taken += some
+        assert len(rows) - len(taken) == drops.count
+    assert rows == taken
+
+
+def test_drops_wait_for_older_holds_only() -> None:
+    """A hold that began after the rows fell out keeps nothing back."""
+    holds = Holds()
+    drops = Drops(holds, 20)
+    older = holds.begin()
+    drops.add([(1, 0)])
+    younger = holds.begin()
+    assert drops.take(0) == []
+    holds.end(older)
+    assert drops.take(0) == [(1, 0)]
+    holds.end(younger)
