@@ -113,7 +113,7 @@ class Watcher:
     """The highest revision that any header has shown."""
 
     def work(self, channel: grpc.Channel, until: int | None = None) -> None:
-        """Watch from where it stands, to the server's end or revision ``until``."""
+        """Watch from where it stands, to the server's end, or to ``until``, which must come."""
         last = self.events[-1].kv.mod_revision if self.events else 1
         request = pb.WatchRequest()
         create = request.create_request
@@ -128,7 +128,7 @@ class Watcher:
         watch: grpc.StreamStreamMultiCallable[bytes, pb.WatchResponse] = channel.stream_stream(
             "/etcdserverpb.Watch/Watch", response_deserializer=pb.WatchResponse.FromString
         )
-        stream = watch(requests())
+        stream = watch(requests(), timeout=program.PATIENCE if until else None)
         try:
             for response in stream:
                 assert not response.canceled, response
@@ -137,7 +137,7 @@ class Watcher:
                 if until and (not self.events or self.events[-1].kv.mod_revision >= until):
                     return
         except grpc.RpcError:
-            return
+            assert not until, "every acknowledged revision is shown"
         finally:
             done.set()
             stream.cancel()
