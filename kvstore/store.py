@@ -16,7 +16,6 @@ storage. Its bound is in bytes; uncommitted values are never dropped from it.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from kvstore.backend import IndexRow, Row
 from kvstore.commit import Commits
@@ -32,6 +31,7 @@ from kvstore.fetch import Fetch, Fetched, Holds
 from kvstore.history import Entry, History
 from kvstore.index import Index, Place
 from kvstore.kv import frame_key_value, frame_tombstone, value_of
+from kvstore.listeners import Hub, Leases
 from kvstore.range import SORT_VALUE, Item, RangeQuery, RangeRead
 from kvstore.shard import HOME, ShardMap
 from kvstore.txn import (
@@ -51,40 +51,6 @@ from kvstore.txn import (
 
 ROW_OVERHEAD = 64
 """Bytes that a row counts for the queue limits beside its key and value."""
-
-
-class Hub(Protocol):
-    """What the store tells the watch hub."""
-
-    def record(
-        self,
-        shard: int,
-        key: bytes,
-        entry: Entry,
-        framed: bytes,
-        previous: Entry | None,
-        previous_framed: bytes | None,
-    ) -> None:
-        """A change was applied; it is not durable yet."""
-
-    def advance(self) -> None:
-        """A frontier moved."""
-
-    def compacted(self) -> None:
-        """The compact revision moved."""
-
-
-class Leases(Protocol):
-    """What the store asks and tells the lessor."""
-
-    def exists(self, lease: int) -> bool:
-        """May keys be attached to it?"""
-
-    def attach(self, lease: int, key: bytes) -> None:
-        """``key`` now belongs to it."""
-
-    def detach(self, lease: int, key: bytes) -> None:
-        """``key`` no longer belongs to it."""
 
 
 class Store:
@@ -447,8 +413,13 @@ class Store:
         self._size += len(key) + ROW_OVERHEAD
         if previous[4]:
             self._leases.detach(previous[4], key)
+        replaced: Entry | None = previous
+        framed_replaced = framed_before
+        if previous[0] == revision:  # put by the same Txn: watchers see what was there before it
+            replaced = self.index.older_at(key, revision - 1)
+            framed_replaced = None if replaced is None else self._recent.get(replaced)
         tombstone = frame_tombstone(key, revision)
-        self._hub.record(self.shards.of(key), key, entry, tombstone, previous, framed_before)
+        self._hub.record(self.shards.of(key), key, entry, tombstone, replaced, framed_replaced)
         return Item(key, previous, framed_before)
 
     def _move_lease(self, key: bytes, before: int, after: int) -> None:

@@ -283,7 +283,7 @@ class World:
     # -- writing -----------------------------------------------------------------------------------
 
     def write(self, ops: Sequence[Op]) -> int:
-        """Execute operations in one Txn and in the model; they may not touch a key twice."""
+        """Execute operations in one Txn and in the model."""
         _, revision = self.store.txn(Txn((), ops, ()))
         for op in ops:
             match op:
@@ -309,14 +309,17 @@ class World:
         self.compactor.compact(revision, physical=False, answer=Ignore(), body=b"")
 
     def _happen(self, revision: int, key: bytes, value: bytes | None) -> None:
-        before = self.live.pop(key, None)
+        replaced = before = self.live.pop(key, None)
+        if before is not None and before.mod_revision == revision:  # put by the same Txn
+            earlier = [h for h in self.happened if (h.revision, h.key) == (revision, key)]
+            replaced = earlier[0].before
         pair = kv_pb2.KeyValue(key=key, mod_revision=revision)
         if value is not None:
             pair.create_revision = before.create_revision if before else revision
             pair.version = before.version + 1 if before else 1
             pair.value = value
             self.live[key] = pair
-        self.happened.append(Happened(revision, key, pair, before))
+        self.happened.append(Happened(revision, key, pair, replaced))
 
     # -- running -----------------------------------------------------------------------------------
 
