@@ -184,7 +184,8 @@ def transport_limits() -> Limits:
         outbox_low_bytes=64 * KIB,
         socket_bytes_max=256 * KIB,
         turn_bytes_max=1 * MIB,
-        output_bytes_max=16 * MIB,
+        # Large lists side by side on one connection; their bytes are shared with the cache.
+        output_bytes_max=256 * MIB,
         output_bytes_total_max=1024 * MIB,
         output_stall_timeout=60.0,
         http1_header_bytes_max=16 * KIB,
