@@ -5,16 +5,17 @@ import json
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 from hyperframe.frame import GoAwayFrame
 
 from tests.transport.peer import PATIENCE, ClosedError, Peer, connected
 from tests.transport.service import PATH
 
+Pair: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 ENHANCE_YOUR_CALM = 11
 GUARDED = ("too_many_", "header_block_", "header_list_")
 """How the names of limits begin whose excess ends a connection with GOAWAY."""
@@ -76,6 +77,17 @@ class Target:
         """A connection to attack with."""
         async with connected(self.port, settings=settings, greet=greet, tls=self.tls) as peer:
             yield peer
+
+    @asynccontextmanager
+    async def pairs(self, count: int) -> AsyncIterator[list[Pair]]:
+        """Connections that say nothing of their own; closed at the end whatever happened."""
+        made: list[Pair] = []
+        async with AsyncExitStack() as closing:
+            for _ in range(count):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                closing.callback(writer.close)
+                made.append((reader, writer))
+            yield made
 
 
 @asynccontextmanager

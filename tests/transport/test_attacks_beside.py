@@ -21,8 +21,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 async def test_slow_requests() -> None:
     """Requests that trickle in are ended in time, whatever part they stop at."""
-    async with target(http1_timeout=0.4) as server:
-        pairs = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(300)]
+    async with target(http1_timeout=0.4) as server, server.pairs(300) as pairs:
         for i, (_, writer) in enumerate(pairs):
             writer.write(
                 (
@@ -43,8 +42,6 @@ async def test_slow_requests() -> None:
         # A third of them may earn a 400 for what trickles in.
         await server.until(lambda now: now["refusals"].get("http1_timeout", 0) >= 200)
         trickling.cancel()
-        for _, writer in pairs:
-            writer.close()
 
 
 async def test_large_headers_and_bodies() -> None:
@@ -70,8 +67,7 @@ async def test_large_headers_and_bodies() -> None:
 async def test_bodies_of_many_connections() -> None:
     """Unfinished bodies count with all other unfinished requests."""
     limit = 2 << 20
-    async with target(request_bytes_total_max=limit) as server:
-        pairs = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(50)]
+    async with target(request_bytes_total_max=limit) as server, server.pairs(50) as pairs:
         head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
         for _, writer in pairs:
             writer.write(head + bytes(100_000))
@@ -79,8 +75,6 @@ async def test_bodies_of_many_connections() -> None:
             lambda now: now["refusals"].get("request_bytes_total_max", 0) >= 29
         )
         assert stats["request_bytes"] <= limit
-        for _, writer in pairs:
-            writer.close()
 
 
 async def test_pipelining_without_reading() -> None:
@@ -99,13 +93,11 @@ async def test_handshakes_that_do_not_end(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path, "ca")
     context = ssl.create_default_context(cafile=str(authority.certificate))
     context.set_alpn_protocols(["h2"])
-    async with target(
-        certificate=authority.issue("server"), tls=context, handshake_timeout=0.5
-    ) as server:
-        pairs = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)]
+    certificate = authority.issue("server")
+    async with (
+        target(certificate=certificate, tls=context, handshake_timeout=0.5) as server,
+        server.pairs(200) as pairs,
+    ):
         for i, (_, writer) in enumerate(pairs):
             writer.write((b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n")[i % 3])
-        stats = await server.until(lambda now: now["handshakes_failed"] == 200)
-        assert stats["connections"] <= 3
-        for _, writer in pairs:
-            writer.close()
+        await server.until(lambda now: now["handshakes_failed"] == 200 and now["connections"] <= 3)
