@@ -94,6 +94,7 @@ async def assemble(
         clock=clock,
         config=config.commit,
         call_soon=loop.call_soon,
+        call_later=loop.call_later,
     )
     header = Header(cluster_id=home.cluster_id, member_id=home.member_id, raft_term=home.epoch)
     hub = WatchHub(

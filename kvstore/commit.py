@@ -2,11 +2,16 @@
 wait for them.
 
 Each shard has a queue of **pending** batches. The first is in flight; the last one is open and
-takes what the engine appends. When a commit returns, the next pending batch goes at once: no timer,
-the batch grows while the disk works.
+takes what the engine appends. When a commit returns, the next pending batch goes at once: the batch
+grows while the disk works.
 
     queue   [ in flight: 7 8 9 ] [ open: 10 11 ]      tip = 6, frontier = 6
             after COMMITTED:     [ in flight: 10 11 ] tip = 9, frontier = 9, durable = 9
+
+**Gathering**: a commit costs much the same for one row as for fifty, and many who are answered are
+about to write again. So after a commit that answered ``gather_waiters_min`` or more, the next one
+is held back until most of them are there again, ``gather_interval`` at most: they form one batch
+instead of several that chase each other. Few clients never wait.
 
 **Frontier**: the last revision below the shard's first uncommitted one; NOTHING_PENDING when there
 is none. **durable**: the highest revision committed on any shard. What may be shown of some shards
@@ -31,6 +36,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kvstore.answers import Answer, Joined
 from kvstore.backend import Backend, Batch, CommitResult, Fence, LeaseRow, Outcome, Row, RowId
 from kvstore.clock import Clock
 from kvstore.config import CommitConfig
@@ -38,75 +44,6 @@ from kvstore.errors import StoppedError, StoreError, TimedOutError, TooManyReque
 from kvstore.shard import HOME
 
 NOTHING_PENDING = 1 << 63
-
-
-class Answer(Protocol):
-    """Who waits for a commit."""
-
-    def reply(self, message: bytes) -> None:
-        """It is durable: answer."""
-
-    def fail(self, code: int, message: str) -> None:
-        """It is not known to be durable: answer with this status."""
-
-
-class Then:
-    """An Answer that calls ``done(None)`` or ``done(error)``."""
-
-    __slots__ = ("_done",)
-
-    def __init__(self, done: Callable[[StoreError | None], None]) -> None:
-        self._done = done
-
-    def reply(self, message: bytes) -> None:
-        """Durable."""
-        self._done(None)
-
-    def fail(self, code: int, message: str) -> None:
-        """Not known to be durable."""
-        stopped = (code, message) == (StoppedError.code, StoppedError.text)
-        self._done(StoppedError() if stopped else TimedOutError())
-
-
-class Refusal:
-    """An Answer that, once its ticket is due, fails the answer behind it with ``error``."""
-
-    __slots__ = ("_answer", "_error")
-
-    def __init__(self, answer: Answer, error: StoreError) -> None:
-        self._answer = answer
-        self._error = error
-
-    def reply(self, message: bytes) -> None:
-        """Everything the refusal was based on is durable."""
-        self._answer.fail(self._error.code, self._error.text)
-
-    def fail(self, code: int, message: str) -> None:
-        """It never became so."""
-        self._answer.fail(code, message)
-
-
-class _Joined:
-    """An Answer behind tickets of several shards: answers once, when the last is due or the first
-    fails.
-    """
-
-    __slots__ = ("_answer", "_body", "_left")
-
-    def __init__(self, answer: Answer, body: bytes, count: int) -> None:
-        self._answer = answer
-        self._body = body
-        self._left = count
-
-    def reply(self, message: bytes) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._answer.reply(self._body)
-
-    def fail(self, code: int, message: str) -> None:
-        if self._left > 0:
-            self._left = -1
-            self._answer.fail(code, message)
 
 
 @dataclass(slots=True)
@@ -155,6 +92,8 @@ class ShardQueue:
         self.broken = ""
         self.last_error = ""
         self.scheduled = False
+        self.gathering = 0
+        """Waiters that the next commit is held back for; 0 when it is not."""
         self.drops: DropSource | None = None
         self.rows = 0
         self.size = 0
@@ -170,7 +109,8 @@ class ShardQueue:
 
 
 class Commits:
-    """All shards' queues. ``call_soon`` runs a function later in the same turn of the loop.
+    """All shards' queues. ``call_soon`` runs a function later in the same turn of the loop,
+    ``call_later`` after some seconds.
 
     ``on_durable()`` is called after a frontier moved and before answers are released;
     ``on_broken(shard, reason)`` once when a shard is lost for good;
@@ -184,6 +124,7 @@ class Commits:
         clock: Clock,
         config: CommitConfig,
         call_soon: Callable[[Callable[[], None]], object],
+        call_later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self.queues = [ShardQueue(n, backend, fence) for n, (backend, fence) in enumerate(shards)]
         self.durable = max(fence.tip for _, fence in shards)
@@ -195,6 +136,7 @@ class Commits:
         self._clock = clock
         self._config = config
         self._call_soon = call_soon
+        self._call_later = call_later
 
     # -- what may be shown -----------------------------------------
 
@@ -319,7 +261,7 @@ class Commits:
         if lost is not None:
             self._refuse(lost, answer)
             return
-        joined = _Joined(answer, body, len(queues))
+        joined = Joined(answer, body, len(queues))
         for queue in queues:
             _last_holding(queue, revision).waiters.append((joined, b""))
 
@@ -333,12 +275,34 @@ class Commits:
         """Start a commit at the end of this turn, so that everything which arrived with it rides
         along.
         """
-        if not queue.scheduled and not queue.in_flight:
-            queue.scheduled = True
-            self._call_soon(lambda: self._start(queue))
+        if queue.scheduled or queue.in_flight:
+            return
+        if queue.gathering and _waiting(queue) + 1 < queue.gathering:  # its own ticket comes next
+            return
+        queue.scheduled = True
+        self._call_soon(lambda: self._start(queue))
+
+    def _gather(self, queue: ShardQueue, answered: int) -> bool:
+        """Hold the next commit back for those who are being ``answered`` now, if they are many."""
+        if answered < self._config.gather_waiters_min:
+            return False
+        waiting = _waiting(queue)
+        goal = (answered + waiting) * 7 // 8
+        if waiting >= goal:
+            return False
+        queue.gathering = goal
+        turn = queue.commits_total
+
+        def over() -> None:
+            if queue.gathering and queue.commits_total == turn:
+                self._start(queue)
+
+        self._call_later(self._config.gather_interval, over)
+        return True
 
     def _start(self, queue: ShardQueue) -> None:
         queue.scheduled = False
+        queue.gathering = 0
         if queue.in_flight or queue.broken or queue.retry_at is not None:
             return
         self._take_drops(queue)
@@ -420,7 +384,8 @@ class Commits:
             seconds = self._clock.monotonic() - queue.started_at
             self.on_commit(queue.number, len(done.rows), seconds)
         queue.out = False
-        self._start(queue)
+        if not self._gather(queue, len(done.waiters)):
+            self._start(queue)
         self.on_durable()
         for answer, body in done.waiters:
             answer.reply(body)
@@ -458,6 +423,11 @@ class Commits:
         started_at = queue.started_at
         self._send(queue, batch)
         queue.started_at = started_at
+
+
+def _waiting(queue: ShardQueue) -> int:
+    """Those who wait for pending batches."""
+    return sum(len(pending.waiters) for pending in queue.pending)
 
 
 def _last_holding(queue: ShardQueue, revision: int) -> _Pending:

@@ -18,8 +18,8 @@ once, never at all keys.
 from collections import deque
 from collections.abc import Callable
 
+from kvstore.answers import Answer, Refusal, Then
 from kvstore.backend import RowId
-from kvstore.commit import Answer, Refusal, Then
 from kvstore.config import CompactionConfig
 from kvstore.errors import CompactedError, FutureRevisionError, StoreError
 from kvstore.fetch import Holds

@@ -65,6 +65,10 @@ class CommitConfig:
     (ResourceExhausted, too many requests)."""
     queue_bytes_max: int = 128 * MIB
     """Likewise for bytes."""
+    gather_waiters_min: int = 16
+    """A commit that answered at least as many may hold the next one back for them."""
+    gather_interval: float = 0.002
+    """How long at most."""
     shard_timeout: float = 5.0
     """A shard counts as out this long after its first stuck commit: its requests are then refused
     at once."""

@@ -35,9 +35,10 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from kvstore.agenda import Agenda
+from kvstore.answers import Answer
 from kvstore.backend import LeaseRow
 from kvstore.clock import Clock
-from kvstore.commit import Answer, Commits
+from kvstore.commit import Commits
 from kvstore.config import LeaseConfig
 from kvstore.errors import (
     LeaseExistsError,

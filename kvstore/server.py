@@ -23,10 +23,11 @@ from random import SystemRandom
 
 import uvloop
 
+from kvstore.answers import Then
 from kvstore.assembly import Assembly, LoadStoppedError, assemble, close_shards, open_shards
 from kvstore.backend import Backend
 from kvstore.clock import Clock
-from kvstore.commit import Commits, Then
+from kvstore.commit import Commits
 from kvstore.config import Config
 from kvstore.errors import BackendError, StoppedError, StoreError
 from kvstore.front import Front, Sockets, bind_all, make_tls

@@ -95,6 +95,7 @@ class Engine:
             clock=self.clock,
             config=self.config.commit,
             call_soon=self.steps,
+            call_later=lambda _, step: self.steps(step),
         )
         self.lessor = Lessor(self.clock, Random(seed), self.config.lease)
         self.store = Store(

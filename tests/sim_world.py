@@ -178,6 +178,7 @@ class Process:
             clock=self.clock,
             config=COMMIT,
             call_soon=self.turns,
+            call_later=lambda _, step: self.turns(step),
         )
         self.commits.on_broken = self._broken
         routes = {prefix: shard for prefix, shard in ROUTES.items() if shard < len(disks)}

@@ -165,6 +165,7 @@ class Stack:
             clock=self.clock,
             config=commit,
             call_soon=self.turns,
+            call_later=lambda _, step: self.turns(step),
         )
         self.leases = FixedLeases(leases or set())
         self.store = Store(self.commits, ShardMap(routes), self.leases, NoHub(), store)

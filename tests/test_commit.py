@@ -6,10 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from backends.memory import MemoryBackend, MemoryDisk, Steps
-from kvstore.backend import Batch, CommitResult, LeaseRow, Outcome, Row, RowId
-from kvstore.clock import ManualClock
-from kvstore.commit import NOTHING_PENDING, Commits, Refusal, Then
+from kvstore.answers import Refusal, Then
+from kvstore.backend import LeaseRow, Outcome, RowId
+from kvstore.commit import NOTHING_PENDING
 from kvstore.config import CommitConfig
 from kvstore.errors import (
     CompactedError,
@@ -18,100 +17,18 @@ from kvstore.errors import (
     TimedOutError,
     TooManyRequestsError,
 )
+from tests.commit_world import (
+    BROKEN,
+    COMMITTED,
+    FENCED,
+    NOT_COMMITTED,
+    STOPPED,
+    TIMED_OUT,
+    UNKNOWN,
+    World,
+    revisions,
+)
 from tests.engine import Waiter
-from tests.stack import run_now
-
-STOPPED = (StoppedError.code, "etcdserver: server stopped")
-TIMED_OUT = (TimedOutError.code, "etcdserver: request timed out")
-COMMITTED, NOT_COMMITTED, UNKNOWN, FENCED, BROKEN = Outcome
-Asked = tuple[str, Batch, Callable[[CommitResult], None]]
-
-
-class Held(MemoryBackend):
-    """A backend that ends what it was asked only when told, and as told."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(MemoryDisk(shard=str(number)), later=Steps())
-        self.asked: list[Asked] = []
-        self.batches: list[Batch] = []
-
-    def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        """Keep it."""
-        assert not self.asked, "one at a time"
-        self.batches.append(batch)
-        self.asked.append(("commit", batch, done))
-
-    def resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        """Keep it."""
-        assert not self.asked, "one at a time"
-        self.asked.append(("resolve", batch, done))
-
-    def end(self, outcome: Outcome) -> None:
-        """End what is under way; COMMITTED stores it."""
-        _, batch, done = self.asked.pop()
-        if outcome is COMMITTED:
-            assert self.disk.store(batch, self._epoch).outcome is COMMITTED
-        done(CommitResult(outcome, "as told"))
-
-
-class World:
-    """``Commits`` over held backends, with the revision counter of a store."""
-
-    def __init__(self, shards: int = 1, *, config: CommitConfig | None = None) -> None:
-        self.backends = [Held(number) for number in range(shards)]
-        self.turns = Steps()
-        self.clock = ManualClock()
-        fences = [run_now(backend.open()) for backend in self.backends]
-        self.commits = Commits(
-            list(zip(self.backends, fences, strict=True)),
-            clock=self.clock,
-            config=config or CommitConfig(),
-            call_soon=self.turns,
-        )
-        self.broken: list[tuple[int, str]] = []
-        self.commits.on_broken = lambda shard, reason: self.broken.append((shard, reason))
-        self.revision = 1
-
-    def append(self, shard: int = 0, *, rows: int = 1, size: int = 10) -> int:
-        """Write one revision; returns it."""
-        self.revision += 1
-        made: list[Row] = [(self.revision, n, b"k", self.revision, 1, 0, b"") for n in range(rows)]
-        self.commits.append(shard, made, size)
-        return self.revision
-
-    def append_leases(self, *, put: bool) -> None:
-        """Grant four leases, or end them."""
-        for lease in range(4):
-            if put:
-                self.commits.append_lease(put=LeaseRow(lease, 9, 0))
-            else:
-                self.commits.append_lease(delete=lease)
-
-    def write(self, shard: int = 0) -> Waiter:
-        """Write one revision and take its ticket."""
-        self.append(shard)
-        return self.ticket(shard)
-
-    def ticket(self, *shards: int) -> Waiter:
-        """A ticket for what was appended so far."""
-        waiter = Waiter()
-        self.commits.release(shards, waiter, b"durable")
-        return waiter
-
-    def end(self, outcome: Outcome = COMMITTED, shard: int = 0) -> None:
-        """Let the turn end, then the commit."""
-        self.turns.run_all()
-        self.backends[shard].end(outcome)
-
-    def pass_time(self, seconds: float) -> None:
-        """Time goes by, with a tick at its end."""
-        self.clock.advance(seconds)
-        self.commits.tick()
-
-
-def revisions(batch: Batch) -> list[int]:
-    """What a batch carries."""
-    return [row[0] for row in batch.rows]
 
 
 @pytest.fixture

@@ -201,7 +201,11 @@ class TestFailure:
         later = asyncio.get_running_loop().call_soon
         fence = await backend.open()
         commits = Commits(
-            [(backend, fence)], clock=ManualClock(), config=CommitConfig(), call_soon=later
+            [(backend, fence)],
+            clock=ManualClock(),
+            config=CommitConfig(),
+            call_soon=later,
+            call_later=asyncio.get_running_loop().call_later,
         )
         verdicts: list[str | None] = []
         commits.append(0, [(2, 0, b"k", 2, 1, 0, b"v")], 1)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from backends.memory import MemoryDisk
+from kvstore.answers import Answer
 from kvstore.backend import Batch, CommitResult, IndexRow, Outcome, RowId
-from kvstore.commit import NOTHING_PENDING, Answer, Commits, ShardQueue
+from kvstore.commit import NOTHING_PENDING, Commits, ShardQueue
 from kvstore.compaction import Compactor
 from kvstore.fetch import Holds
 from kvstore.history import History

@@ -264,6 +264,7 @@ class World:
             clock=self.clock,
             config=CommitConfig(),
             call_soon=self.turns,
+            call_later=lambda _, step: self.turns(step),
         )
         self.hub = WatchHub(
             HEADER,

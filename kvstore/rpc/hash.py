@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from kvstore.answers import Then
 from kvstore.backend import Row, RowId
-from kvstore.commit import Then
 from kvstore.errors import (
     BackendError,
     CompactedError,

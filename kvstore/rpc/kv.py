@@ -14,7 +14,7 @@ A refusal is an answer too: one that was decided at the head waits for its ticke
 
 from collections.abc import Callable, Sequence
 
-from kvstore.commit import Refusal
+from kvstore.answers import Refusal
 from kvstore.compaction import Compactor
 from kvstore.config import RequestConfig, StoreConfig
 from kvstore.errors import (

@@ -11,7 +11,7 @@ from heapq import merge
 from itertools import islice
 
 from kvstore import errors
-from kvstore.commit import Refusal
+from kvstore.answers import Refusal
 from kvstore.errors import StoreError, TooManyRequestsError
 from kvstore.kv import Header, frame, varint
 from kvstore.lease import HOME_ONLY, Lessor

@@ -8,7 +8,7 @@ names it is never skipped.
 
 from collections.abc import Callable, Sequence
 
-from kvstore.commit import Then
+from kvstore.answers import Then
 from kvstore.config import StoreConfig
 from kvstore.errors import CompactedError, StoreError, TimedOutError
 from kvstore.fetch import Fetched

@@ -11,7 +11,7 @@ revisions are refused as etcd refuses them.
 from collections.abc import Callable
 
 from kvstore import errors
-from kvstore.commit import Then
+from kvstore.answers import Then
 from kvstore.config import StoreConfig
 from kvstore.errors import CompactedError, StoreError
 from kvstore.fetch import Fetched
