@@ -289,7 +289,8 @@ class WatchStream:
     def create(self, watch: Watch) -> None:
         """Start to watch, and answer: created, or created and canceled with a reason.
 
-        Raises ``TooManyRequestsError`` when the client does not read its answers.
+        Raises ``TooManyRequestsError`` when the client does not read its answers; nothing of the
+        watch has been begun then.
         """
         hub = self._hub
         reason = self._refusal(watch)
@@ -300,6 +301,7 @@ class WatchStream:
             self.answer(head, invalid, CREATED + CANCELED + cancel_reason(reason))
             return
         watch_id = watch.watch_id or self._take_id()
+        self.answer(head, watch_id_field(watch_id), CREATED)
         feed = hub.feed(watch.key, watch.end)
         watcher = Watcher(self, feed, watch_id, watch.key, watch.end, watch.wants)
         watcher.next = watch.start_revision or durable + 1
@@ -309,7 +311,6 @@ class WatchStream:
         if watch.progress_notify:
             watcher.progress_notify = True
             hub.expect_progress(self)
-        self.answer(head, watcher.id_field, CREATED)
         feed.settle(watcher)
 
     def cancel(self, watch_id: int) -> None:

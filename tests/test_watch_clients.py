@@ -79,6 +79,41 @@ class TestSlowClients:
         assert len(client.messages) > 2
         assert client.outbox_bytes < 500
 
+    @pytest.mark.parametrize("other_waits", [False, True])
+    def test_watches_that_nobody_reads(self, *, other_waits: bool) -> None:
+        """Valid requests are refused before anything is begun for them: the stream's end leaves
+        nothing, whether or not another client waits for a revision to come.
+        """
+        world = World(config=WatchConfig(outbox_bytes_max=100, control_bytes_max=200))
+        if other_waits:
+            world.client().create(b"z", None, 1_000)
+        client = world.client()
+        client.reading = False
+
+        def watch_on() -> None:
+            for n in range(100):
+                client.create(b"%d" % n, notify=True)
+
+        with pytest.raises(TooManyRequestsError):
+            watch_on()
+        assert world.hub.watchers == len(client.open) + other_waits
+        client.stream.close()
+        assert world.hub.watchers == other_waits
+        assert len(world.hub._feeds) == other_waits
+        assert client.stream not in world.hub.streams
+
+    def test_refused_as_the_first(self) -> None:
+        """The feed that a refused watch would have been the first of is not left behind."""
+        world = World(config=WatchConfig(outbox_bytes_max=0, control_bytes_max=0))
+        client = world.client()
+        client.reading = False
+        client.outbox_bytes = 1
+        with pytest.raises(TooManyRequestsError):
+            client.stream.create(Watch(b"a", None))
+        assert not world.hub._feeds
+        client.stream.close()
+        assert world.hub.count == [0] * len(State)
+
     def test_progress_is_not_piled_up(self) -> None:
         """Requests for progress are dropped, not queued, while the client does not read."""
         world = World(config=WatchConfig(outbox_bytes_max=100))
