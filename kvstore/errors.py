@@ -31,6 +31,12 @@ class StoreError(Exception):
     text: ClassVar[str] = "etcdserver: internal error"
 
 
+class UnreadyError(StoreError):
+    """Refused because of how the server is (full, out, stopped), whatever the store holds: such an
+    answer shows nothing and waits for nothing.
+    """
+
+
 class EmptyKeyError(StoreError):
     code = INVALID_ARGUMENT
     text = "etcdserver: key is not provided"
@@ -95,8 +101,8 @@ class NoSpaceError(StoreError):
     text = "etcdserver: mvcc: database space exceeded"
 
 
-class TooManyRequestsError(StoreError):
-    """A commit queue is full; refused early instead of buffered."""
+class TooManyRequestsError(UnreadyError):
+    """A queue is full; refused early instead of buffered."""
 
     code = RESOURCE_EXHAUSTED
     text = "etcdserver: too many requests"
@@ -112,7 +118,7 @@ class LeaseExistsError(StoreError):
     text = "etcdserver: lease already exists"
 
 
-class StoppedError(StoreError):
+class StoppedError(UnreadyError):
     """The server is going away, or its storage failed for good; the outcome of a write is
     unknown.
     """
@@ -121,7 +127,7 @@ class StoppedError(StoreError):
     text = "etcdserver: server stopped"
 
 
-class TimedOutError(StoreError):
+class TimedOutError(UnreadyError):
     """A shard did not answer in time; the outcome of a write is unknown."""
 
     code = UNAVAILABLE

@@ -277,7 +277,7 @@ class Lessor:
     def revoke(self, lease_id: int) -> int:
         """Delete the lease and its keys; the deletion's revision, 0 when there was no live key.
 
-        The answer, or the refusal, goes through ``after_revoke``.
+        The answer, or LeaseNotFoundError, goes through ``after_revoke``.
         Raises LeaseNotFoundError (also while it is being revoked), and what ``check_room`` raises.
         """
         lease = self._leases.get(lease_id)

@@ -9,7 +9,8 @@ wait:
 - **values** that are not in memory. Those that decide are fetched first and the request then
   executes from the start; those only shown are fetched after it has executed.
 
-A refusal is an answer too: one that was decided at the head waits for its ticket.
+A refusal is an answer too: one that was decided at the head waits for its ticket, one for want of
+room does not (``UnreadyError``).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from kvstore.errors import (
     RequestTooLargeError,
     StoreError,
     TimedOutError,
+    UnreadyError,
 )
 from kvstore.fetch import Fetched
 from kvstore.history import Entry
@@ -206,6 +208,9 @@ class KvService:
         """
         try:
             touched, results, encoded = execute()
+        except UnreadyError as error:
+            call.fail(error.code, error.text)
+            return
         except StoreError as error:
             self._commits.release(shards, Refusal(call, error), b"")
             return

@@ -1,7 +1,8 @@
 """etcdserverpb.Lease: LeaseGrant, LeaseRevoke, LeaseKeepAlive, LeaseTimeToLive, LeaseLeases.
 
 Everything here executes at the head, so that every answer, refusals included, is released when the
-changes it may rest on are durable. An encoded answer is the ready header (field 1) and the other
+changes it may rest on are durable; only a refusal that rests on none (``UnreadyError``) is given at
+once. An encoded answer is the ready header (field 1) and the other
 fields behind it.
 """
 
@@ -12,7 +13,7 @@ from itertools import islice
 
 from kvstore import errors
 from kvstore.answers import Refusal
-from kvstore.errors import StoreError, TooManyRequestsError
+from kvstore.errors import LeaseNotFoundError, StoreError, TooManyRequestsError, UnreadyError
 from kvstore.kv import Header, frame, varint
 from kvstore.lease import HOME_ONLY, Lessor
 from kvstore.pb import rpc_pb2 as pb
@@ -63,6 +64,9 @@ class LeaseService:
         request = decode.parse(pb.LeaseGrantRequest.FromString, payload)
         try:
             lease_id, ttl = self._lessor.grant(request.ID, request.TTL)
+        except UnreadyError as error:
+            call.fail(error.code, error.text)
+            return
         except StoreError as error:
             self._commits.release(HOME_ONLY, Refusal(call, error), b"")
             return
@@ -74,7 +78,10 @@ class LeaseService:
         lease_id = decode.parse(pb.LeaseRevokeRequest.FromString, payload).ID
         try:
             revision = self._lessor.revoke(lease_id)
-        except StoreError as error:
+        except UnreadyError as error:
+            call.fail(error.code, error.text)
+            return
+        except LeaseNotFoundError as error:
             self._lessor.after_revoke(lease_id, Refusal(call, error), b"")
             return
         body = self._header.at(revision) if revision else self._head()

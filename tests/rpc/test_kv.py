@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from backends.memory import MemoryDisk
 from kvstore import errors
+from kvstore.config import CommitConfig
 from kvstore.pb import rpc_pb2 as pb
 from tests.model import Model
 from tests.stack import STORE, Answered, Stack, serve
@@ -192,3 +193,32 @@ def test_requests_of_wrong_shape_change_nothing() -> None:
         assert refused is not None
         assert refused[0] == errors.INTERNAL
     assert before == engine.store.revision
+
+
+def test_refusals_for_want_of_room_wait_for_nothing() -> None:
+    """A full queue refuses writes while its commits hang; what was decided at the head waits."""
+    commit = CommitConfig(batch_rows_max=1, queue_rows_max=1)
+    engine = Stack([MemoryDisk()], commit=commit)
+    write(engine, None, [(b"a", True)])
+    put = pb.PutRequest(key=b"k")
+    delete = pb.DeleteRangeRequest(key=b"a")
+    txns = [
+        pb.TxnRequest(success=[pb.RequestOp(request_put=put)]),
+        pb.TxnRequest(success=[pb.RequestOp(request_delete_range=delete)]),
+    ]
+    too_many = (errors.TooManyRequestsError.code, errors.TooManyRequestsError.text)
+    assert too_many == serve(engine.kv.put, put.SerializeToString()).failed
+    assert too_many == serve(engine.kv.delete_range, delete.SerializeToString()).failed
+    for txn in txns:
+        assert too_many == serve(engine.kv.txn, txn.SerializeToString()).failed
+
+
+def test_refusals_that_rest_on_the_head_wait_for_it() -> None:
+    """That a key is missing tells of a deletion, which must be durable first."""
+    engine = eight_keys(MemoryDisk())
+    write(engine, None, [(b"a", False)])
+    request = pb.PutRequest(key=b"a", ignore_value=True).SerializeToString()
+    call = serve(engine.kv.put, request)
+    assert not call.done
+    engine.settle()
+    assert call.failed == (errors.KeyNotFoundError.code, errors.KeyNotFoundError.text)

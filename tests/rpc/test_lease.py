@@ -1,9 +1,11 @@
 """etcdserverpb.Lease: answers as etcd 3.6 gives them, released when they are durable."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from kvstore.config import Config
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import lease as lease_module
 from kvstore.rpc.lease import LeaseService
@@ -13,6 +15,7 @@ from tests.rpc.streams import HandStream, deliver, opened
 from tests.stack import Answered, serve
 
 NOT_FOUND = (5, "etcdserver: requested lease not found")
+TOO_MANY = (8, "etcdserver: too many requests")
 Send = Callable[[Callable[[bytes, Call], bytes | None], bytes], bytes]
 
 
@@ -91,6 +94,48 @@ def test_refusals_wait_for_what_they_rest_on(engine: Engine, service: LeaseServi
     assert not gone.done
     engine.settle()
     assert gone.failed == NOT_FOUND
+
+
+def test_refusals_for_want_of_room_wait_for_nothing() -> None:
+    """A full queue refuses grants and revokes at once; a revoked lease's end is not waited for,
+    because it was not revoked.
+    """
+    config = Config()
+    engine = Engine(config=replace(config, commit=replace(config.commit, queue_rows_max=2)))
+    service = LeaseService(engine.store, engine.lessor, engine.header, call_soon=engine.steps)
+    engine.granted(5, 60)
+    engine.put(b"a")
+    engine.put(b"b")
+    assert grant(service, 6, 60).failed == TOO_MANY
+    assert revoke(service, 5).failed == TOO_MANY
+    assert engine.lessor.leases() == [5]
+    engine.settle()
+    assert not revoke(service, 5).done
+    engine.settle()
+    assert engine.lessor.leases() == []
+
+
+def test_too_many_leases_are_refused_at_once() -> None:
+    """Whatever is pending: the limit tells of nothing that is not durable."""
+    config = Config()
+    engine = Engine(config=replace(config, lease=replace(config.lease, leases_max=1)))
+    service = LeaseService(engine.store, engine.lessor, engine.header, call_soon=engine.steps)
+    assert not grant(service, 5, 60).done
+    assert grant(service, 6, 60).failed == TOO_MANY
+
+
+@pytest.mark.parametrize("method", ["grant", "revoke"])
+def test_a_shard_that_is_out_refuses_at_once(
+    engine: Engine, service: LeaseService, method: str
+) -> None:
+    """A lease that was not revoked is not waited for."""
+    engine.granted(5, 60)
+    engine.put(b"a")
+    engine.steps.run_next()
+    engine.clock.advance(6)
+    engine.commits.tick()
+    call = grant(service, 6, 60) if method == "grant" else revoke(service, 5)
+    assert call.failed == (14, "etcdserver: request timed out")
 
 
 def test_a_too_large_ttl_is_refused(service: LeaseService) -> None:
