@@ -131,6 +131,8 @@ class Pieces:
             if len(needed) >= self._config.catch_up_fetch_rows and revision != needed_from:
                 break
             change, lacking = self._with_values(watcher, key, entry)
+            if change is None:
+                continue
             if lacking and not needed:
                 needed_from = revision
             needed += lacking
@@ -143,11 +145,19 @@ class Pieces:
 
     def _with_values(
         self, watcher: Watcher, key: bytes, entry: Entry
-    ) -> tuple[Change, list[tuple[bytes, Entry]]]:
-        """The change with what is at hand of its values, and those that are not."""
+    ) -> tuple[Change | None, list[tuple[bytes, Entry]]]:
+        """The change with what is at hand of its values, and those that are not.
+
+        None for a put whose value storage no longer has: compaction took it, because the same Txn
+        deleted the key again and the compact revision is that of the Txn. Of such a revision etcd,
+        too, keeps the last change of a key only (``server/storage/mvcc/key_index.go``).
+        """
         store, fetched = self._hub.store, watcher.fetched or {}
         lacking: list[tuple[bytes, Entry]] = []
-        framed = fetched.get(entry) or store.framed(key, entry)
+        framed = fetched[entry] if entry in fetched else store.framed(key, entry)
+        if framed is None and entry in fetched:
+            assert entry[0] <= store.compact_revision, "only compaction takes a value"
+            return None, lacking
         if framed is None:
             lacking.append((key, entry))
         previous, framed_previous = None, None
@@ -155,7 +165,7 @@ class Pieces:
             previous = store.version_before(key, entry[0])
             if previous is not None:
                 framed_previous = fetched.get(previous) or store.framed(key, previous)
-                if framed_previous is None:
+                if framed_previous is None and previous not in fetched:
                     lacking.append((key, previous))
         return (key, entry, framed or b"", previous, framed_previous), lacking
 
