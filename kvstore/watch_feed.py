@@ -15,6 +15,9 @@ one) until storage has answered, if a watcher wants previous values; changes sta
 **Missing.** Changes that were applied before the feed existed, or did not fit into ``fresh``, are
 not in it. When they become visible, all watchers of the feed read the history instead.
 
+**Giving way.** What piled up behind a stuck shard or a hold is sent in several turns of the loop;
+between them the position is simply behind what is visible.
+
 A shard that is stuck keeps ``visible`` of all sets that include it where it is, and nothing else:
 sets without it have their own feed.
 """
@@ -31,6 +34,11 @@ from kvstore.watch_message import FRAGMENTS, Body, Change, bodies, encode
 
 if TYPE_CHECKING:
     from kvstore.watch import WatchHub
+
+
+_TURN_COST = 4_000
+"""Changes, and events made of them, after which other work gets its turn (about 4 ms); what a
+commit usually brings is less and is sent at once."""
 
 
 class Feed:
@@ -56,6 +64,7 @@ class Feed:
         self._previous: dict[Entry, bytes | None] = {}
         self._held = False
         self._failed = False
+        self._put_off = False
 
     @property
     def pending(self) -> int:
@@ -77,15 +86,31 @@ class Feed:
             self._fresh_bytes = 0
 
     def advance(self) -> None:
-        """Send what has become visible."""
+        """Send what has become visible; if that is much, the rest follows after other work."""
         visible = self._store.commits.visible(self.shards)
+        cost = 0
         while not self._held and (self._batch or self.position < visible):
+            if cost >= _TURN_COST:
+                self._put_off_rest()
+                return
             if not self._batch and self.position < self._missing:
                 self._skip(visible)
             else:
                 if not self._batch:
                     self._take(visible)
-                self._deliver()
+                cost += self._deliver()
+
+    def _put_off_rest(self) -> None:
+        if self._put_off:
+            return
+        self._put_off = True
+
+        def go_on() -> None:
+            self._put_off = False
+            if self.watchers:
+                self.advance()
+
+        self._hub.call_soon(go_on)
 
     def tick(self) -> None:
         """Ask storage again if it failed."""
@@ -119,8 +144,10 @@ class Feed:
             self._fresh_bytes -= _size(self._fresh.popleft())
         self._move(visible)
 
-    def _deliver(self) -> None:
-        """Send the batch, or hold it and fetch the previous values that it needs first."""
+    def _deliver(self) -> int:
+        """Send the batch, or hold it and fetch the previous values that it needs first; returns
+        what that cost.
+        """
         touched: dict[Group, list[Change]] = {}
         needed: dict[Entry, bytes] = {}
         find, previous_known = self._groups.find, self._previous
@@ -145,12 +172,15 @@ class Feed:
                         previous_known[previous] = framed
         if needed:
             self._fetch(needed)
-            return
+            return 0
+        cost = len(self._batch)
         for group, changes in touched.items():
+            cost += len(changes) * len(group.variants)
             self._send(group, changes)
         self._batch.clear()
         self._previous.clear()
         self._move(self._batch_up_to)
+        return cost
 
     def _send(self, group: Group, changes: list[Change]) -> None:
         config, header = self._config, self._hub.header

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from kvstore.txn import Put
+from kvstore.watch_groups import State
 from tests.watch_world import Client, World
+
+_PILES = 100
+"""Revisions of 100 changes."""
 
 
 class TestShards:
@@ -118,3 +123,38 @@ class TestShards:
         world.settle()
         world.check_complete()
         assert len(client.seen[2].events) == 101
+
+    def test_what_piled_up_is_sent_in_turns(self) -> None:
+        """After a hold, other work gets its turn between some thousand events, and the watchers
+        that come meanwhile miss nothing.
+        """
+        world, client = self.stuck()
+        changes = 100 * _PILES
+        for _ in range(_PILES):
+            world.write([Put(b"a%03d" % n, b"") for n in range(100)])
+            self.commit_home(world)
+        watcher, late = client.seen[2], world.client()
+        world.disks[1].run_all()
+        most, sent = len(watcher.events), len(watcher.events)
+        assert sent < changes
+        while world.turns.waiting:
+            late.create(b"a", b"z", world.store.revision - len(late.seen) * 50)
+            client.stream.request_progress()
+            world.turns.run_next()
+            most, sent = max(most, len(watcher.events) - sent), len(watcher.events)
+        assert sent == changes + 1
+        assert most < 3_000
+        world.check_complete()
+
+    def test_a_feed_that_is_left_while_it_gives_way(self) -> None:
+        """What a feed put off is nobody's when its last watcher has gone."""
+        world, client = self.stuck()
+        for _ in range(_PILES):
+            world.write([Put(b"a%03d" % n, b"") for n in range(100)])
+            self.commit_home(world)
+        world.disks[1].run_all()
+        before = len(client.messages)
+        client.stream.close()
+        world.settle()
+        assert len(client.messages) == before
+        assert world.hub.count == [0] * len(State)
