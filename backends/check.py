@@ -11,9 +11,12 @@ where it is. Either way not a byte of any file changes and none is left behind.
     put       version + 1, created when the one before was   a put before
     tombstone all zero, empty value                          a put before
 
+A revision has at most one put of a key, and tombstones before or behind it: a Txn may put a key and
+delete it with a range that has no upper bound.
+
 Up to the compact revision rows may be missing: only the last put of a key up to there must be left,
 and the others leave bit by bit. Such rows that are still there are counted, not complained of. A
-gap is judged by what any chain obeys: a key has at most one version per revision, so that a version
+gap is judged by what any chain obeys: a key is put at most once per revision, so that a version
 is at most the number of revisions since the key was created.
 """
 
@@ -72,6 +75,8 @@ class Version(NamedTuple):
     create_revision: int
     version: int
     lease: int
+    put_at: int
+    """The revision of the key's last put, this row's or one before; 0: none is known."""
 
 
 def check(path: Path, *, holds_leases: bool = True) -> Report:
@@ -212,9 +217,10 @@ class _Chains:
         report.rows += 1
         if revision != self._revision:
             self._revision, self._sub_next = revision, 0
-        now = Version(revision, create_revision, version, lease)
         before = self._last.get(key)
-        findings = [*self._place_findings(revision, sub, key, before)]
+        put_at = revision if version else before.put_at if before is not None else 0
+        now = Version(revision, create_revision, version, lease, put_at)
+        findings = [*self._place_findings(revision, sub, key)]
         if before is not None and self._is_superseded(before, revision):
             report.compactable_rows += 1
         if version == 0:
@@ -231,28 +237,28 @@ class _Chains:
         last = self._report.compact_revision
         return revision <= last or (before.version == 0 and before.revision <= last)
 
-    def _place_findings(
-        self, revision: int, sub: int, key: bytes, before: Version | None
-    ) -> Iterator[str]:
+    def _place_findings(self, revision: int, sub: int, key: bytes) -> Iterator[str]:
         if revision < 2:
             yield "revisions start at 2"
         if revision > self._report.compact_revision and sub != self._sub_next:
             yield f"sub {self._sub_next} is missing"
         if not key:
             yield "a key is not empty"
-        if before is not None and before.revision == revision:
-            yield "the key changes twice in one revision"
 
     def _tombstone_findings(
         self, now: Version, before: Version | None, value_bytes: int
     ) -> Iterator[str]:
         if now.create_revision or now.lease or value_bytes:
             yield "a tombstone is not all zero"
+        if before is not None and before.version == 0 and before.revision == now.revision:
+            yield "the key is deleted twice in one revision"
         gone = before is None or before.version == 0
         if gone and now.revision > self._report.compact_revision:
             yield "a tombstone of a key that is not live"
 
     def _put_findings(self, now: Version, before: Version | None) -> Iterator[str]:
+        if before is not None and before.put_at == now.revision:
+            yield "the key is put twice in one revision"
         if now.version < 0 or not 2 <= now.create_revision <= now.revision:
             yield f"version {now.version}, created at {now.create_revision}, cannot be"
             return
@@ -294,5 +300,7 @@ def _gap_findings(now: Version, before: Version) -> Iterator[str]:
     if before.version and now.create_revision == before.create_revision:
         if not 1 <= now.version - before.version <= now.revision - before.revision:
             yield f"version {now.version} follows version {before.version}"
-    elif now.create_revision <= before.revision:
+    elif now.create_revision < before.revision or (
+        now.create_revision == before.revision and before.version
+    ):
         yield f"created at {now.create_revision}, before the row at {before.revision} ended it"

@@ -1,5 +1,6 @@
 """`kvstore check`: a sound store is found sound, each kind of damage is found, nothing changes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import apsw
@@ -8,12 +9,15 @@ import pytest
 from backends import check as checking
 from backends import sqlite_file
 from backends.check import Report, check
+from backends.memory import MemoryDisk
 from backends.schema import Statements, sqlite_dialect
 from backends.sqlite_writer import Writer
 from kvstore.backend import Batch, LeaseRow, Outcome, Row
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
+from kvstore.pb import rpc_pb2 as pb
 from tests.backends.raw import raw
+from tests.stack import Stack, serve
 
 ROWS: list[Row] = [
     (2, 0, b"a", 2, 1, 0, b"a1"),
@@ -55,6 +59,16 @@ def path(tmp_path: Path) -> Path:
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file, by name."""
     return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def findings_of(rows: Iterable[Row], compact_revision: int) -> list[str]:
+    """What is wrong with the chains of ``rows``."""
+    report = Report(Path(), compact_revision=compact_revision)
+    chains = checking._Chains(report, None)
+    for revision, sub, key, create_revision, version, lease, value in rows:
+        chains.add(revision, sub, key, create_revision, version, lease, len(value))
+    chains.end()
+    return report.findings
 
 
 def killed(path: Path) -> None:
@@ -120,6 +134,49 @@ def test_nothing_changes(path: Path, tmp_path: Path, *, log: bool) -> None:
     before = contents(tmp_path)
     check(path)
     assert before == contents(tmp_path)
+
+
+PUT_A = pb.RequestOp(request_put=pb.PutRequest(key=b"a"))
+DELETE_ALL = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"a", range_end=b"\0"))
+
+
+def test_puts_and_deletes_of_one_revision_are_sound() -> None:
+    """A Txn that puts a key and deletes all keys around it leaves up to three rows of the key in a
+    revision; none is a finding, wherever compaction stands and however far it has come, which takes
+    a key's oldest row first.
+    """
+    disk = MemoryDisk()
+    engine = Stack([disk])
+    put, delete = PUT_A, DELETE_ALL
+    for ops in ([put], [put, delete], [put], [delete, put], [put], [delete, put, delete], [put]):
+        serve(engine.kv.txn, pb.TxnRequest(success=ops).SerializeToString())
+        engine.settle()
+    rows = list(disk.rows.values())
+    assert [1, 2, 1, 2, 1, 3, 1] == [
+        sum(row[0] == revision for row in rows) for revision in range(2, 9)
+    ]
+    for compact_revision in range(1, 9):
+        below = sum(row[0] <= compact_revision for row in rows)
+        is_kept = below > 0 and rows[below - 1][4] > 0
+        for gone in range(below + 1 - is_kept):
+            assert [] == findings_of(rows[gone:], compact_revision)
+
+
+@pytest.mark.parametrize("compact_revision", [-1, 3])
+def test_changes_of_one_revision_that_no_request_makes(compact_revision: int) -> None:
+    """Two puts, with or without a delete between, and two deletes."""
+    first: Row = (2, 0, b"a", 2, 1, 0, b"")
+    again: Row = (3, 0, b"a", 2, 2, 0, b"")
+    gone: Row = (3, 1, b"a", 0, 0, 0, b"")
+    damaged: list[tuple[str, list[Row]]] = [
+        ("put", [again, (3, 1, b"a", 2, 3, 0, b"")]),
+        ("put", [again, gone, (3, 2, b"a", 3, 1, 0, b"")]),
+        ("deleted", [gone, (3, 2, b"a", 0, 0, 0, b"")]),
+    ]
+    for what, rows in damaged:
+        findings = findings_of([first, *rows], compact_revision)
+        expected = f"the key is {what} twice in one revision"
+        assert any(expected in finding for finding in findings), findings
 
 
 DAMAGES: dict[str, tuple[str, str]] = {
@@ -188,7 +245,7 @@ DAMAGES: dict[str, tuple[str, str]] = {
     ),
     "a key twice in a revision": (
         "UPDATE revisions SET key = x'63' WHERE (revision, sub) = (7, 1)",
-        "the key changes twice in one revision",
+        "the key is put twice in one revision",
     ),
     "an empty key": (
         "UPDATE revisions SET key = x'' WHERE (revision, sub) = (7, 1)",
