@@ -178,6 +178,7 @@ def transport_limits() -> Limits:
         resets_per_second_max=1_000,
         faults_per_second_max=100,
         settings_per_second_max=10,
+        settings_entries_max=32,
         # grpc-go sends a WINDOW_UPDATE for every 16 KiB of a list that it reads.
         control_per_second_max=50_000,
         small_data_per_second_max=1_000,

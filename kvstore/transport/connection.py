@@ -190,12 +190,16 @@ class Http2Connection(asyncio.Protocol):
             self.streams.blocks.settings_acknowledged()
             return
         self._greeted = True
+        if len(payload) > 6 * self._limits.settings_entries_max:
+            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too_many_settings_entries")
+        changes: dict[int, int] = {}
         for name, value in frames.iter_settings(payload):
             frames.check_setting(name, value)
-            if name == frames.INITIAL_WINDOW_SIZE:
-                self.streams.set_stream_window(value)
-            elif name == frames.MAX_FRAME_SIZE:
-                self.output.set_frame_max(value)
+            changes[name] = value  # of several values only the last has an effect
+        if frames.MAX_FRAME_SIZE in changes:
+            self.output.set_frame_max(changes[frames.MAX_FRAME_SIZE])
+        if frames.INITIAL_WINDOW_SIZE in changes:
+            self.streams.set_stream_window(changes[frames.INITIAL_WINDOW_SIZE])
         self.output.write(frames.SETTINGS_ACK)
 
     def _on_window_update(self, flags: int, sid: int, payload: bytes) -> None:

@@ -58,6 +58,8 @@ class Limits:
     """Streams that we reset or refuse for the peer's mistakes (provoked resets); likewise."""
     settings_per_second_max: int
     """SETTINGS frames; likewise."""
+    settings_entries_max: int
+    """Entries of one SETTINGS frame (nghttp2 takes as many); above: GOAWAY ENHANCE_YOUR_CALM."""
     control_per_second_max: int
     """PING, PRIORITY, WINDOW_UPDATE and unknown frames; likewise."""
     small_data_per_second_max: int

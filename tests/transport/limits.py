@@ -24,6 +24,7 @@ TEST_LIMITS = Limits(
     resets_per_second_max=1_000,
     faults_per_second_max=100,
     settings_per_second_max=50,
+    settings_entries_max=32,
     control_per_second_max=50_000,
     small_data_per_second_max=1_000,
     ping_interval_min=5.0,

@@ -108,6 +108,23 @@ async def test_settings_flood() -> None:
         assert await sent_away(server, peer, attack) == "too_many_settings"
 
 
+@pytest.mark.parametrize("entries", [32, 2_730])
+async def test_settings_of_many_entries(entries: int) -> None:
+    """However many changes a SETTINGS frame names, a thousand open streams are gone over once."""
+    async with target() as server, server.peer() as peer:
+        for sid in new_sids(peer, 1_000):
+            peer.send(peer.headers(sid, request_fields(PATH + "Chat")))
+        await peer.settle()
+        values = [struct.pack(">HI", 4, 70_000 + i % 2) for i in range(entries)]
+        frame = struct.pack(">IBI", 6 * entries << 8 | 4, 0, 0) + b"".join(values)
+
+        async def attack() -> None:
+            peer.write(frame * 6)
+
+        reached = await sent_away(server, peer, attack)
+        assert reached == ("too_many_settings" if entries == 32 else "too_many_settings_entries")
+
+
 async def test_ping_flood() -> None:
     """Pings that come too soon get strikes, then the connection ends."""
     async with target() as server, server.peer() as peer:
