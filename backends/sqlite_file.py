@@ -11,7 +11,8 @@ Order matters, so that nothing of anybody else's is touched:
    application id. SQLite never opens a file that is not ours: it could roll a journal back or leave
    a log beside it.
 4. Only then it is opened. A new store is built completely under another name and renamed, so that
-   a file with the final name is complete, whenever the machine stops.
+   a file with the final name is complete, whenever the machine stops; not beside the log of a
+   database that is gone, which SQLite would apply to it.
 
 SQLite's advisory locks vanish when *any* descriptor of the file is closed in this process; step 3
 is safe because the lock of step 2 says that nobody, this process included, has it open.
@@ -147,7 +148,18 @@ def is_new(path: Path) -> bool:
 
 
 def create(path: Path, shard: str) -> None:
-    """Make a complete, empty store at ``path``. Raises ``OSError`` or ``apsw.Error``."""
+    """Make a complete, empty store at ``path``.
+
+    Raises ``OSError``, ``apsw.Error``, or ``BackendError`` when another database's log is there,
+    which SQLite would apply to the new one.
+    """
+    for end in ("-wal", "-journal", "-shm"):
+        log = path.with_name(path.name + end)
+        if log.exists():
+            raise BackendError(
+                f"there is no {path}, but {log.name} of one: put the database back, or"
+                " remove that, too, to begin with an empty store"
+            )
     building = path.with_name(path.name + ".new")
     for left in (building, building.with_name(building.name + "-journal")):
         left.unlink(missing_ok=True)

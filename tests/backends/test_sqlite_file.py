@@ -293,6 +293,28 @@ async def test_creation_that_was_cut_short_starts_over(path: Path, tmp_path: Pat
     assert {"kvstore.db", "kvstore.db.lock"} == set(contents(tmp_path))
 
 
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal"])
+async def test_log_without_its_database_is_refused_and_untouched(
+    path: Path, tmp_path: Path, end: str
+) -> None:
+    """Whoever removes the database of a killed server and leaves its log is told, and no new store
+    is made for SQLite to apply that log to.
+    """
+    session = await Session(SqliteBackend(path)).open()
+    await session.put(b"a")
+    log = path.with_name("kvstore.db-wal").read_bytes()
+    await session.close()
+    path.unlink()
+    path.with_name(path.name + end).write_bytes(log)
+    before = contents(tmp_path)
+    assert f"there is no {path}, but kvstore.db{end} of one" in await refusal(path)
+    after = contents(tmp_path)
+    before["kvstore.db.lock"] = after["kvstore.db.lock"]
+    assert before == after
+    path.with_name(path.name + end).unlink()
+    await filled(path)
+
+
 def set_modes(modes: dict[Path, int]) -> None:
     """Change permission bits."""
     for path, bits in modes.items():
