@@ -302,16 +302,17 @@ async def test_log_without_its_database_is_refused_and_untouched(
     """
     session = await Session(SqliteBackend(path)).open()
     await session.put(b"a")
-    log = path.with_name("kvstore.db-wal").read_bytes()
+    log = contents(tmp_path)["kvstore.db-wal"]
     await session.close()
-    path.unlink()
-    path.with_name(path.name + end).write_bytes(log)
+    database, left = (path.with_name(path.name + name) for name in ("", end))
+    database.unlink()
+    left.write_bytes(log)
     before = contents(tmp_path)
     assert f"there is no {path}, but kvstore.db{end} of one" in await refusal(path)
     after = contents(tmp_path)
     before["kvstore.db.lock"] = after["kvstore.db.lock"]
     assert before == after
-    path.with_name(path.name + end).unlink()
+    left.unlink()
     await filled(path)
 
 
