@@ -161,7 +161,10 @@ class Method:
 
 
 class HttpResponse(NamedTuple):
-    """An answer to an HTTP/1.1 request; ``content-length`` and ``date`` are added to it."""
+    """An answer to a request over HTTP; ``content-length`` and ``date`` are added to it.
+
+    Header names are in lower case.
+    """
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -173,7 +176,10 @@ def _answer_nowhere(_response: HttpResponse) -> None:
 
 
 class HttpRequest(NamedTuple):
-    """An HTTP/1.1 request, whole; header names are in lower case."""
+    """A request over HTTP/1.1, or over HTTP/2 if it is not gRPC's (its body is then dropped).
+
+    Header names are in lower case.
+    """
 
     method: str
     target: str

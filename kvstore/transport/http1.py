@@ -9,24 +9,15 @@ says otherwise.
 import asyncio
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import cast
 
 import h11
 
 from kvstore.transport import linger
-from kvstore.transport.api import HttpHandler, HttpRequest, HttpResponse
+from kvstore.transport.api import HttpRequest, HttpResponse
 from kvstore.transport.streams import Host
 
 _TEXT = [("content-type", "text/plain; charset=utf-8")]
-
-
-class HttpHost(Host, Protocol):
-    """The server, as its HTTP/1.1 connections see it."""
-
-    http_handler: HttpHandler
-
-    def wall(self) -> float:
-        """Seconds since the Unix epoch, for ``date``."""
 
 
 def _size(request: h11.Request) -> int:
@@ -38,7 +29,7 @@ def _size(request: h11.Request) -> int:
 class Http1Connection(asyncio.Protocol):
     """The server's end of one HTTP/1.1 connection."""
 
-    def __init__(self, host: HttpHost, peer: str) -> None:
+    def __init__(self, host: Host, peer: str) -> None:
         self._host = host
         self._limits = host.limits
         self._peer = peer

@@ -1,7 +1,7 @@
 """The server: its listeners, its connections, its clock, and the way out.
 
 A connection is HTTP/2 if its first bytes are HTTP/2's preface, else HTTP/1.1; with TLS, ALPN offers
-both and the first bytes decide as well.
+both (a listener that speaks HTTP/1.1 alone: only that) and the first bytes decide as well.
 
 All connections of one turn of the loop are flushed together at its end (``schedule``).
 One timer ticks for all of them; each tick looks at a part of the connections, so that every one is
@@ -68,7 +68,7 @@ def _greeting(limits: Limits) -> bytes:
 
 
 class Server:
-    """Serves methods over gRPC and a handler over HTTP/1.1, on any number of listeners.
+    """Serves methods over gRPC and a handler of pages over HTTP, on any number of listeners.
 
     Made and used on the thread of a running event loop.
     """
@@ -120,7 +120,7 @@ class Server:
     ) -> None:
         """Accept connections on a bound socket, TCP or UNIX; it is the server's from now on.
 
-        ``http1_only``: for listeners of metrics; HTTP/2 is answered 505 there.
+        ``http1_only``: for listeners of metrics; HTTP/2 is not offered, and answered 505 there.
         """
 
         def accepted(connected: socket.socket) -> None:
@@ -131,7 +131,7 @@ class Server:
                 return
             task = self._loop.create_task(self._enter(connected, tls, http1_only=http1_only))
             self._entering.add(task)
-            task.add_done_callback(self._entering.discard)
+            task.add_done_callback(lambda entering: self._entered(entering, connected))
 
         self._listeners.append(Listener(sock, accepted, self._exhausted))
         if self._timer is None:
@@ -152,11 +152,17 @@ class Server:
                 await self._loop.connect_accepted_socket(
                     lambda: sniffer,
                     sock,
-                    ssl=tls.context(),
+                    ssl=tls.context(http1_only=http1_only),
                     ssl_handshake_timeout=self.limits.handshake_timeout,
                 )
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError
             self._handshakes_failed += 1
+            sock.close()
+
+    def _entered(self, entering: "asyncio.Task[None]", sock: socket.socket) -> None:
+        """A connection has been made, or not: also when its task was cancelled unbegun."""
+        self._entering.discard(entering)
+        if entering.cancelled():
             sock.close()
 
     def _exhausted(self, error: OSError) -> None:

@@ -9,7 +9,8 @@ from typing import cast
 
 from kvstore.transport.connection import Http2Connection
 from kvstore.transport.frames import PREFACE
-from kvstore.transport.http1 import Http1Connection, HttpHost
+from kvstore.transport.http1 import Http1Connection
+from kvstore.transport.streams import Host
 
 
 class Sniffer(asyncio.Protocol):
@@ -18,7 +19,7 @@ class Sniffer(asyncio.Protocol):
     waiting = 0
     calls = 0
 
-    def __init__(self, host: HttpHost, *, http1_only: bool) -> None:
+    def __init__(self, host: Host, *, http1_only: bool) -> None:
         self._host = host
         self._http1_only = http1_only
         self._transport: asyncio.Transport | None = None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvstore.transport import frames, grpc, guard
-from kvstore.transport.api import CallObserver, Kind, StatusError
+from kvstore.transport.api import CallObserver, HttpHandler, Kind, StatusError
 from kvstore.transport.blocks import Blocks
 from kvstore.transport.calls import AnyCall, StreamCall, Transfer, UnaryCall
 from kvstore.transport.frames import ConnectionFault, StreamFault
@@ -26,6 +26,7 @@ from kvstore.transport.headers import Routes
 from kvstore.transport.inbox import Inbox
 from kvstore.transport.limits import Limits
 from kvstore.transport.output import Output, Totals
+from kvstore.transport.pages import PageCall, Pages
 
 _unpack_message: Callable[[bytes, int], tuple[int, int, int, int, int]]
 _unpack_message = struct.Struct(">IBIBI").unpack_from
@@ -63,10 +64,14 @@ class Host(Protocol):
 
     limits: Limits
     routes: Routes
+    http_handler: HttpHandler
     totals: Totals
     observer: CallObserver | None
     clock: Callable[[], float]
     greeting: bytes
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch, for ``date``."""
 
     def schedule(self, output: Output, /) -> None:
         """Flush ``output`` at the end of this turn of the loop."""
@@ -97,6 +102,7 @@ class Streams:
         "_host",
         "_left",
         "_limits",
+        "_pages",
         "_whole_max",
         "blocks",
         "ending",
@@ -132,6 +138,7 @@ class Streams:
         self._left: OrderedDict[int, None] = OrderedDict()
         self._whole_max = min(limits.message_bytes_max, limits.frame_bytes_max - 5)
         self._crowd_max = limits.output_bytes_max
+        self._pages = Pages(host, output)
 
     # The fast road.
 
@@ -266,7 +273,9 @@ class Streams:
         transfer = call.transfer
         assert transfer is not None
         transfer.half_closed = True
-        if transfer.message is not None:
+        if isinstance(call, PageCall):
+            self._pages.put(call)
+        elif transfer.message is not None:
             message = transfer.message
             transfer.message = None
             self._serve(call, message)
@@ -318,9 +327,12 @@ class Streams:
             if self.observer is not None:
                 self.observer(head.route.path, refusal.code, 0.0)
             return
-        if head.route.unary is not None:
-            call = UnaryCall(self, sid, head, timeout)
-            call.transfer = Transfer(self.new_inbox(), half_closed=False)
+        if head.route.unary is not None or head.page is not None:
+            if head.page is not None:
+                call: UnaryCall = PageCall(self, sid, head)
+            else:
+                call = UnaryCall(self, sid, head, timeout)
+                call.transfer = Transfer(self.new_inbox(), half_closed=False)
             self.open[sid] = call
             if ended:
                 self._half_close(call)

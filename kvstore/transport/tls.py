@@ -9,12 +9,14 @@ Sizes of work: a look is one ``stat`` per file, a few microseconds beside a hand
 """
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROTOCOLS = ("h2", "http/1.1")
+_BOTH = ("h2", "http/1.1")
 """Offered by ALPN; grpc-go insists on ``h2``."""
+_HTTP1 = ("http/1.1",)
+"""Offered where nothing else is spoken: a client that offers ``h2`` too must not get it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +38,15 @@ class TlsFiles:
         return [path for path in files if path is not None]
 
 
-def build_context(files: TlsFiles) -> ssl.SSLContext:
-    """A server's context; raises ``OSError`` or ``ssl.SSLError`` for files that do not serve."""
+def build_context(files: TlsFiles, protocols: Sequence[str] = _BOTH) -> ssl.SSLContext:
+    """A server's context, which offers ``protocols`` by ALPN.
+
+    Raises ``OSError`` or ``ssl.SSLError`` for files that do not serve.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(list(PROTOCOLS))
+    context.set_alpn_protocols(list(protocols))
     context.load_cert_chain(files.certificate, files.key)
     if files.client_ca is not None:
         context.load_verify_locations(files.client_ca)
@@ -56,28 +61,33 @@ def build_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def _build(files: TlsFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts that offer both protocols, and HTTP/1.1 alone."""
+    return build_context(files, _BOTH), build_context(files, _HTTP1)
+
+
 class Tls:
-    """The current context of one set of files."""
+    """The current contexts of one set of files."""
 
     def __init__(self, files: TlsFiles, on_failure: Callable[[str, Exception], None]) -> None:
         """Raises ``OSError`` or ``ssl.SSLError`` when the first context cannot be built."""
         self._files = files
         self._on_failure = on_failure
         self._seen = self._look()
-        self._context = build_context(files)
+        self._both, self._http1 = _build(files)
 
     def _look(self) -> tuple[tuple[int, int, int], ...]:
         """What tells a changed file from an unchanged one."""
         stats = [path.stat() for path in self._files.paths()]
         return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
 
-    def context(self) -> ssl.SSLContext:
-        """The context for the next handshake."""
+    def context(self, *, http1_only: bool) -> ssl.SSLContext:
+        """The context for the next handshake, which offers HTTP/2 as well or not."""
         try:
             seen = self._look()
             if seen != self._seen:
                 self._seen = seen
-                self._context = build_context(self._files)
+                self._both, self._http1 = _build(self._files)
         except (OSError, ssl.SSLError) as error:  # SSLError is an OSError; both for the reader
             self._on_failure("certificates cannot be reloaded", error)
-        return self._context
+        return self._http1 if http1_only else self._both

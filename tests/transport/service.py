@@ -5,6 +5,8 @@ import asyncio
 from kvstore.transport.api import Call, HttpRequest, HttpResponse, Method, StatusError, Stream
 
 PATH = "/test.Service/"
+BROKEN = HttpResponse(200, [("x-snowman", "\N{SNOWMAN}")], b"")
+"""What no protocol can say."""
 
 
 class Chat:
@@ -172,7 +174,7 @@ class Service:
         raise StatusError(7, "no entry")
 
     def handle_http(self, request: HttpRequest) -> HttpResponse | None:
-        """Echo a request over HTTP/1.1, at once or later."""
+        """Echo a request for a page, at once or later."""
         path = request.target.partition("?")[0]
         if path == "/stats":
             # A little later, when nothing is left of this connection's beginning.
@@ -182,6 +184,11 @@ class Service:
             return None
         if path == "/crash":
             raise ZeroDivisionError
+        if path == "/broken":
+            return BROKEN
+        if path == "/broken-later":
+            asyncio.get_running_loop().call_soon(request.respond, BROKEN)
+            return None
         if path == "/large":
             return HttpResponse(200, [], bytes(1 << 20))
         response = HttpResponse(200, [("x-method", request.method)], request.body or b"hello\n")

@@ -1,6 +1,7 @@
 """The way out: GOAWAY twice, unary calls finish, streams end with a status, then the close."""
 
 import asyncio
+import socket
 from contextlib import suppress
 
 import pytest
@@ -112,6 +113,16 @@ async def test_connection_without_a_word_is_closed() -> None:
         with suppress(ConnectionError):
             assert await reader.read() == b""
         writer.close()
+
+
+async def test_connection_accepted_just_before() -> None:
+    """A socket whose connection has not begun to be made is closed as well."""
+    async with serving() as running:
+        client, accepted = socket.socketpair()
+        with client, accepted:
+            running.server._listeners[0]._accepted(accepted)
+            await running.server.drain(0.0, message="stopped")
+            await eventually(lambda: accepted.fileno() == -1)
 
 
 async def test_answers_in_the_socket_are_delivered() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tests.transport.limits import TEST_LIMITS
 from tests.transport.peer import PATIENCE, ClosedError, connected
 from tests.transport.running import eventually, serving
 from tests.transport.service import PATH
+
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,18 @@ async def test_grpcio(authority: Authority, files: TlsFiles) -> None:
         assert await asyncio.to_thread(work) == b"hello"
 
 
+@asynccontextmanager
+async def talking(port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Pair]:
+    """A connection that is closed at the end whatever happened."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+
+
 @pytest.mark.parametrize("protocols", [(), ("http/1.1",), ("spdy/3", "http/1.1")])
 async def test_http1_by_alpn(
     authority: Authority, files: TlsFiles, protocols: tuple[str, ...]
@@ -78,13 +94,24 @@ async def test_http1_by_alpn(
     """Clients that do not offer h2 are served HTTP/1.1."""
     async with serving(tls=Tls(files, never)) as running:
         context = client(authority, *protocols)
-        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, ssl=context)
-        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        async with asyncio.timeout(PATIENCE):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            assert (await reader.read()).endswith(b"hello\n")
-        writer.close()
-        await writer.wait_closed()
+        async with talking(running.port, context) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            async with asyncio.timeout(PATIENCE):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                assert (await reader.read()).endswith(b"hello\n")
+
+
+async def test_alpn_where_only_http1_is_served(authority: Authority, files: TlsFiles) -> None:
+    """A client that would rather speak HTTP/2 is not led into it by a listener that cannot."""
+    async with serving(tls=Tls(files, never), http1_only=True) as running:
+        context = client(authority, "h2", "http/1.1")
+        async with talking(running.port, context) as (reader, writer):
+            secure = writer.get_extra_info("ssl_object")
+            assert isinstance(secure, ssl.SSLObject)
+            assert secure.selected_alpn_protocol() == "http/1.1"
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            async with asyncio.timeout(PATIENCE):
+                assert (await reader.read()).endswith(b"hello\n")
 
 
 async def test_client_certificates(authority: Authority, files: TlsFiles, tmp_path: Path) -> None:
@@ -151,12 +178,11 @@ async def test_handshakes_that_fail(authority: Authority, files: TlsFiles) -> No
     limits = replace(TEST_LIMITS, handshake_timeout=0.2)
     async with serving(limits, tls=Tls(files, never)) as running:
         for words in (b"GET / HTTP/1.1\r\n\r\n", b""):
-            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-            writer.write(words)
-            async with asyncio.timeout(PATIENCE):
-                with_alert = await reader.read()
-            assert len(with_alert) < 10
-            writer.close()
+            async with talking(running.port) as (reader, writer):
+                writer.write(words)
+                async with asyncio.timeout(PATIENCE):
+                    with_alert = await reader.read()
+                assert len(with_alert) < 10
         await eventually(lambda: running.server.stats().connections == 0)
         assert running.server.stats().handshakes_failed == 2
         async with connected(running.port, tls=client(authority, "h2")) as peer:
@@ -165,12 +191,10 @@ async def test_handshakes_that_fail(authority: Authority, files: TlsFiles) -> No
 
 async def test_handshakes_under_way_are_ended(files: TlsFiles) -> None:
     """A stop does not wait for handshakes."""
-    async with serving(tls=Tls(files, never)) as running:
-        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    async with serving(tls=Tls(files, never)) as running, talking(running.port):
         await eventually(lambda: running.server.stats().connections == 1)
         async with asyncio.timeout(PATIENCE):
             await running.server.drain(0.0, message="stopped")
-        writer.close()
 
 
 async def test_old_versions_are_refused(authority: Authority, files: TlsFiles) -> None:
