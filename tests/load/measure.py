@@ -41,6 +41,15 @@ def commit() -> str:
     return described.stdout.strip()
 
 
+def python() -> str:
+    """The interpreter, and whether it is the distribution's: those are built with profiles, which
+    is worth a sixth of the CPU time; one compiled with the default options is not.
+    """
+    system = platform.freedesktop_os_release().get("NAME", "the system")
+    origin = f"as built by {system}" if sys.base_prefix == "/usr" else "of another build"
+    return f"{platform.python_version()} {origin}"
+
+
 def machine() -> dict[str, str | int]:
     """What a figure depends on and no reader could guess."""
     cpu = next(
@@ -58,10 +67,15 @@ def machine() -> dict[str, str | int]:
 
 
 def in_turns(work: Work, servers: Sequence[Server], repetitions: int, seconds: int) -> Measured:
-    """Run the work on the reference and the subject as often as asked, and judge it."""
+    """Run the work on the reference and the subject as often as asked, and judge it.
+
+    They take turns at being first: what the first has left to the disk is the second's burden.
+    """
     runs: tuple[list[Run], list[Run]] = ([], [])
-    for _ in range(repetitions):
-        for kept, run in zip(runs, work.measure(servers, seconds), strict=True):
+    for repetition in range(repetitions):
+        order = -1 if repetition % 2 else 1
+        made = work.measure(servers[::order], seconds)
+        for kept, run in zip(runs[::order], made, strict=True):
             kept.append(run)
     return Measured(
         work=work.name,
@@ -71,7 +85,7 @@ def in_turns(work: Work, servers: Sequence[Server], repetitions: int, seconds: i
         versions={
             "etcd": etcd_version(),
             "kvstore": version("kvstore"),
-            "python": platform.python_version(),
+            "python": python(),
         },
         seconds=seconds,
         reference=runs[0],
