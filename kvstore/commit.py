@@ -24,8 +24,9 @@ P hangs on the last batch that holds a revision <= P.
 Outcomes (see ``backend.Outcome``): COMMITTED releases; NOT_COMMITTED is retried with the same
 revisions; UNKNOWN is resolved, however often that must be asked, before anything else is tried;
 FENCED and BROKEN stop the shard for good, with its waiters told that the server stopped (their
-outcome is unknown). A shard whose commit hangs for ``shard_timeout`` is **out**: its waiters are
-told that the request timed out, new requests are refused at once, until a commit returns.
+outcome is unknown); so does ``give_up``, for what reads find. A shard whose commit hangs for
+``shard_timeout`` is **out**: its waiters are told that the request timed out, new requests are
+refused at once, until a commit returns.
 
 Bounds (``CommitConfig``): a full batch is closed and the next one filled; a full queue refuses with
 TooManyRequestsError before anything is changed.
@@ -136,7 +137,7 @@ class Commits:
         self._clock = clock
         self._config = config
         self._call_soon = call_soon
-        self._call_later = call_later
+        self.call_later = call_later
 
     # -- what may be shown -----------------------------------------
 
@@ -297,7 +298,7 @@ class Commits:
             if queue.gathering and queue.commits_total == turn:
                 self._start(queue)
 
-        self._call_later(self._config.gather_interval, over)
+        self.call_later(self._config.gather_interval, over)
         return True
 
     def _start(self, queue: ShardQueue) -> None:
@@ -352,12 +353,14 @@ class Commits:
             queue.last_error = result.reason
         if result.outcome is Outcome.COMMITTED:
             self._committed(queue, batch)
+        elif queue.broken:
+            return  # given up meanwhile
         elif queue.unresolved and not asked:
             self._resolve(queue, batch)
         elif queue.unresolved or result.outcome is Outcome.NOT_COMMITTED:
             queue.retry_at = self._clock.monotonic() + self._config.retry_interval
         else:
-            self._break(queue, result)
+            self._break(queue, f"{result.outcome.value}: {result.reason}")
 
     def _resolve(self, queue: ShardQueue, batch: Batch) -> None:
         """Ask the backend what became of ``batch``."""
@@ -390,8 +393,15 @@ class Commits:
         for answer, body in done.waiters:
             answer.reply(body)
 
-    def _break(self, queue: ShardQueue, result: CommitResult) -> None:
-        queue.broken = f"{result.outcome.value}: {result.reason}"
+    def give_up(self, shard: int, reason: str) -> None:
+        """Stop ``shard`` for good, because its data cannot be trusted. Idempotent."""
+        queue = self.queues[shard]
+        if not queue.broken:
+            self._break(queue, f"{Outcome.BROKEN.value}: {reason}")
+
+    def _break(self, queue: ShardQueue, reason: str) -> None:
+        queue.broken = reason
+        queue.retry_at = None
         self._fail_waiters(queue, StoppedError)
         self.on_broken(queue.number, queue.broken)
 

@@ -2,10 +2,15 @@
 
 A fetch is protected from compaction: rows that compaction leaves behind are dropped only after
 every fetch that began before has ended (``Holds``).
+
+A read that fails is tried again, READ_ATTEMPTS_MAX times in all. A shard that then still does not
+read, or that lacks a row which must be there, cannot be trusted and is given up
+(``Commits.give_up``): without that, whoever needs the value would wait for ever.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvstore.errors import BackendError, CorruptError, StoppedError, StoreError
@@ -14,6 +19,12 @@ from kvstore.kv import frame_key_value
 
 if TYPE_CHECKING:
     from kvstore.store import Store
+
+READ_ATTEMPTS_MAX = 10
+"""Times that values are asked for before their shard is given up."""
+
+READ_RETRY_SECONDS = 0.1
+"""Between those."""
 
 Fetched = list[bytes | None] | StoreError
 """Framed KeyValues in the order asked (None: compacted meanwhile), or why there are none."""
@@ -81,29 +92,54 @@ class Fetch:
         if not by_shard:
             self._finish()
         for shard, places in by_shard.items():
-            ids = [(self._pairs[i][1][0], self._pairs[i][1][1]) for i in places]
-            backend = self._store.commits.queues[shard].backend
-            backend.read_values(ids, lambda values, at=places: self._got(at, values))  # type: ignore[misc]
+            self._ask(shard, places, 1)
 
-    def _got(self, places: list[int], values: list[bytes | None] | BackendError) -> None:
-        if isinstance(values, BackendError):
-            self._error = StoppedError()
+    def _ask(self, shard: int, places: list[int], attempt: int) -> None:
+        queue = self._store.commits.queues[shard]
+        if queue.broken:
+            self._end(StoppedError())
+            return
+        ids = [(self._pairs[i][1][0], self._pairs[i][1][1]) for i in places]
+        queue.backend.read_values(ids, lambda values: self._got(shard, places, attempt, values))
+
+    def _got(
+        self, shard: int, places: list[int], attempt: int, values: list[bytes | None] | BackendError
+    ) -> None:
+        if not isinstance(values, BackendError):
+            lacking = [i for i, value in zip(places, values, strict=True) if self._lacks(i, value)]
+            if lacking:
+                mod, sub, *_ = self._pairs[lacking[0]][1]
+                self._give_up(shard, f"row {sub} of revision {mod} is missing", CorruptError())
+            else:
+                self._end()
+        elif attempt < READ_ATTEMPTS_MAX:
+            again = partial(self._ask, shard, places, attempt + 1)
+            self._store.commits.call_later(READ_RETRY_SECONDS, again)
         else:
-            for i, value in zip(places, values, strict=True):
-                self._place(i, value)
+            self._give_up(shard, str(values), StoppedError())
+
+    def _lacks(self, i: int, value: bytes | None) -> bool:
+        """Take a value that was read; true if there is none although there must be."""
+        key, entry = self._pairs[i]
+        if value is None:
+            index = self._store.index
+            return index.head(key) == entry or entry in index.older(key)
+        mod, _, create, version, lease = entry
+        framed = frame_key_value(key, create, mod, version, value, lease)
+        self._found[i] = framed
+        self._store.cache(key, entry, framed)
+        return False
+
+    def _give_up(self, shard: int, reason: str, error: StoreError) -> None:
+        self._store.commits.give_up(shard, reason)
+        self._end(error)
+
+    def _end(self, error: StoreError | None = None) -> None:
+        """One shard's part is over."""
+        self._error = error or self._error
         self._left -= 1
         if self._left == 0:
             self._finish()
-
-    def _place(self, i: int, value: bytes | None) -> None:
-        key, entry = self._pairs[i]
-        if value is not None:
-            mod, _, create, version, lease = entry
-            framed = frame_key_value(key, create, mod, version, value, lease)
-            self._found[i] = framed
-            self._store.cache(key, entry, framed)
-        elif self._store.index.at(key, entry[0]) == entry:
-            self._error = CorruptError()
 
     def _finish(self) -> None:
         self._store.holds.end(self._hold)

@@ -1,10 +1,8 @@
 """Watchers that read the history: from storage, in shared pieces, in turn."""
 
-from collections import Counter
 from typing import NamedTuple
 
 from kvstore.config import WatchConfig
-from kvstore.errors import BackendError
 from kvstore.watch_groups import State
 from kvstore.watch_message import NO_PUT, PREVIOUS
 from tests.watch_world import World, world_of
@@ -74,35 +72,6 @@ class TestStorage:
         client.cancel(0)
         world.settle()
         assert world.hub.count == [0] * len(State)
-
-    def test_tried_again(self) -> None:
-        """While storage does not answer, watchers wait and none is lost; then they go on."""
-        world = world_of(b"a")
-        world.forget_values()
-        client = world.client()
-        client.create(b"a", start=2, wants=PREVIOUS)
-        client.create(b"a", wants=PREVIOUS)
-        backend = world.commits.queues[0].backend
-        read = backend.read_values
-        calls = Counter[str]()
-
-        def fail(_ids: object, done: object) -> None:
-            calls["failed"] += 1
-            assert callable(done)
-            done(BackendError("no answer"))
-
-        backend.read_values = fail  # type: ignore[method-assign, assignment]
-        world.put(b"a")
-        for _ in range(3):
-            world.settle()
-            world.hub.tick()
-        assert calls["failed"] >= 3
-        assert [len(seen.events) for seen in client.seen] == [0, 0]
-        backend.read_values = read  # type: ignore[method-assign]
-        world.hub.tick()
-        world.settle()
-        world.check_complete()
-        assert [len(seen.events) for seen in client.seen] == [2, 1]
 
 
 class TestSharing:

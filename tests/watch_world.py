@@ -1,12 +1,12 @@
 """A store with a watch hub over memory backends, clients, and a model of what they must see.
 
 Nothing runs by itself: a shard's commits and reads wait in ``world.disks[shard]``, turns of the
-loop in ``world.turns``. Every message is judged when it is sent (``Client.send``): what it shows
-must be visible by then and be exactly what the model says. ``World.check_complete`` judges what has
-been sent in the end.
+loop in ``world.turns``, reads that are to be tried again in ``world.timers``. Every message is
+judged when it is sent (``Client.send``): what it shows must be visible by then and be exactly what
+the model says. ``World.check_complete`` judges what has been sent in the end.
 """
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple, TypeVar
@@ -255,17 +255,20 @@ class World:
         self.config = config or WatchConfig()
         self.clock = ManualClock()
         self.turns = Steps()
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.lost: list[tuple[int, str]] = []
         self.disks = [Steps() for _ in range(1 + max(self.routes.values(), default=0))]
-        backends = [
+        self.backends = [
             MemoryBackend(MemoryDisk(shard=str(n)), later=d) for n, d in enumerate(self.disks)
         ]
         self.commits = Commits(
-            [(backend, finish(backend.open())) for backend in backends],
+            [(backend, finish(backend.open())) for backend in self.backends],
             clock=self.clock,
             config=CommitConfig(),
             call_soon=self.turns,
-            call_later=lambda _, step: self.turns(step),
+            call_later=lambda seconds, step: self.timers.append((seconds, step)),
         )
+        self.commits.on_broken = lambda shard, reason: self.lost.append((shard, reason))
         self.hub = WatchHub(
             HEADER,
             clock=self.clock,
@@ -342,6 +345,14 @@ class World:
             self.turns.run_all()
             for disk in self.disks:
                 disk.run_all()
+
+    def wait(self) -> None:
+        """A moment passes: what was put off is done, the hub ticks, and all settles."""
+        timers, self.timers = self.timers, []
+        for _, step in timers:
+            step()
+        self.hub.tick()
+        self.settle()
 
     # -- judging -----------------------------------------------------------------------------------
 

@@ -156,7 +156,9 @@ def test_read_that_is_always_overtaken_gives_up() -> None:
 
 @pytest.mark.parametrize("revision", [0, 9])
 def test_missing_row_is_never_skipped(revision: int) -> None:
-    """A value that storage lost ends the read as corrupt; it is not an answer with a key less."""
+    """A value that storage lost ends the read as corrupt; it is not an answer with a key less. Its
+    shard is given up: whoever needs storage afterwards is told so.
+    """
     disk = MemoryDisk()
     engine = eight_keys(disk)
     del disk.rows[6, 0]
@@ -166,17 +168,19 @@ def test_missing_row_is_never_skipped(revision: int) -> None:
     assert call.failed == (errors.CorruptError.code, errors.CorruptError.text)
     single = serve(engine.kv.range, pb.RangeRequest(key=b"e").SerializeToString())
     engine.settle()
-    assert single.failed == (errors.CorruptError.code, errors.CorruptError.text)
+    assert single.failed == (errors.StoppedError.code, errors.StoppedError.text)
 
 
 def test_missing_row_is_no_previous_value() -> None:
-    """A write that shows what it replaced fails as corrupt when that is lost."""
+    """A write that shows what it replaced is not answered without it when that is lost: its shard
+    is given up, and its outcome unknown.
+    """
     disk = MemoryDisk()
     engine = eight_keys(disk)
     del disk.rows[2, 0]
     call = serve(engine.kv.put, pb.PutRequest(key=b"a", prev_kv=True).SerializeToString())
     engine.settle()
-    assert call.failed == (errors.CorruptError.code, errors.CorruptError.text)
+    assert call.failed == (errors.StoppedError.code, errors.StoppedError.text)
 
 
 def test_requests_of_wrong_shape_change_nothing() -> None:
