@@ -14,6 +14,7 @@ from kvstore.clock import Clock
 from kvstore.commit import Commits
 from kvstore.compaction import Compactor
 from kvstore.config import Config
+from kvstore.errors import BackendError
 from kvstore.kv import Header
 from kvstore.lease import Lessor
 from kvstore.rpc.cluster import ClusterService
@@ -106,6 +107,7 @@ async def assemble(
     hub.bind(store)
     lessor.bind(store)
     left = await _load(store, lessor, backends, stopped)
+    await _delete_orphans(commits, lessor, config.server.commit_tick_interval, stopped)
     compactor = Compactor(store, config.compaction, loop.call_soon, hub.compacted)
     compactor.recover(left)
     health = HealthService()
@@ -142,5 +144,20 @@ async def _load(
     for backend in backends:
         await backend.load_index(sink)
     lessor.load(await backends[HOME].load_leases())
-    lessor.delete_orphans()
     return left
+
+
+async def _delete_orphans(
+    commits: Commits, lessor: Lessor, tick_interval: float, stopped: Callable[[], bool]
+) -> None:
+    """Delete keys without a lease before anyone sees them: as many as the queues take, until all
+    are gone.
+    """
+    while lessor.delete_orphans():
+        if stopped():
+            raise LoadStoppedError
+        for queue in commits.queues:
+            if queue.broken:
+                raise BackendError(queue.broken)
+        await asyncio.sleep(tick_interval)  # noqa: TID251 - commits take real time
+        commits.tick()
