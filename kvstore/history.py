@@ -8,13 +8,15 @@ update):
     delta     +1    +1     0   |  +1    -1     0   |  +1
     sealed:   keys sorted  a a b        a b c          (open)
               sums         +1 +1 +2     -1 -1 0
+              dead                      a
 
     count of [a, c) at 4 = live count now (1: b) - net births in it after 4 (a died: -1) = 2
 
 Reads at an old revision need three things of the changes made after it: the net number of births in
 a range (to turn the live count into the count then), the keys that died in a range (they are no
 longer in the index), and watchers that catch up need the changes of a range in order. A sealed
-block answers the first two by bisection in its sorted keys, and lets the third skip it.
+block answers the first by bisection in its sorted keys, has the second sorted to be merged with
+those of other blocks (``Deaths``), and lets the third skip it.
 
 Alternatives rejected: one entry per birth and death only (watchers would have to read the backend
 to catch up), and a persistent ordered tree per revision (several times the memory and the cost of
@@ -26,6 +28,7 @@ Only ``store`` appends, only ``compaction`` drops.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace
 from itertools import accumulate
 
 Entry = tuple[int, int, int, int, int]
@@ -59,32 +62,48 @@ def _delta(entry: Entry) -> int:
 
 
 class _Block:
-    """Up to BLOCK_CHANGES consecutive changes; ``order`` and ``sums`` exist once it is full."""
+    """Up to BLOCK_CHANGES consecutive changes; the rest exists once it is full: keys in ``order``,
+    ``sums`` of births less deaths before each, and keys of deaths (``dead``).
+    """
 
-    __slots__ = ("deltas", "entries", "keys", "order", "sums")
+    __slots__ = ("dead", "entries", "keys", "order", "sums")
 
     def __init__(self) -> None:
         self.keys: list[bytes] = []
         self.entries: list[Entry] = []
         self.order: list[bytes] | None = None
-        self.deltas: list[int] = []
         self.sums: list[int] = []
+        self.dead: list[bytes] = []
 
     def seal(self) -> None:
         """Sort the keys with their deltas, so that ranges are found by bisection."""
         pairs = sorted(zip(self.keys, map(_delta, self.entries), strict=True))
+        deltas = [delta for _, delta in pairs]
         self.order = [key for key, _ in pairs]
-        self.deltas = [delta for _, delta in pairs]
-        self.sums = [0, *accumulate(self.deltas)]
+        self.sums = [0, *accumulate(deltas)]
+        if -1 in deltas:
+            self.dead = [key for key, delta in pairs if delta < 0]
 
     def span(self, start: bytes, end: bytes | None) -> tuple[int, int]:
         """The slice of ``order`` in the range; only on a sealed block."""
-        order = self.order
-        assert order is not None, "span of an open block"
-        low = bisect_left(order, start)
-        if end is None:
-            return low, bisect_right(order, start, low)
-        return low, len(order) if end == b"\0" else max(low, bisect_left(order, end, low))
+        assert self.order is not None, "span of an open block"
+        return _span(self.order, start, end)
+
+    def deaths(
+        self, start: bytes, end: bytes | None, position: int
+    ) -> tuple[list[bytes], int, int]:
+        """Sorted keys, and the slice of them that changes from ``position`` on deleted in the
+        range.
+        """
+        if position == 0 and self.order is not None:
+            return self.dead, *_span(self.dead, start, end)
+        keys, entries = self.keys, self.entries
+        dead = sorted(
+            keys[i]
+            for i in range(position, len(entries))
+            if entries[i][3] == 0 and in_range(keys[i], start, end)
+        )
+        return dead, 0, len(dead)
 
     def places(self, start: bytes, end: bytes | None, position: int) -> list[int]:
         """Positions of the range's changes from ``position`` on, in order."""
@@ -124,7 +143,7 @@ class History:
         last = next((block for block in reversed(self._blocks) if block.entries), None)
         return last.entries[-1][0] if last is not None else 0
 
-    def _tail(self, after: int) -> Iterator[tuple[_Block, int]]:
+    def tail(self, after: int) -> Iterator[tuple[_Block, int]]:
         """Blocks with changes later than revision ``after``, each with the position of its first
         such change.
         """
@@ -140,7 +159,7 @@ class History:
     def births(self, start: bytes, end: bytes | None, after: int) -> int:
         """Births minus deaths in the range by changes later than revision ``after``."""
         net = 0
-        for block, position in self._tail(after):
+        for block, position in self.tail(after):
             if position == 0 and block.order is not None:
                 low, high = block.span(start, end)
                 net += block.sums[high] - block.sums[low]
@@ -152,33 +171,9 @@ class History:
                         net += 1 if version else -1
         return net
 
-    def died(self, start: bytes, end: bytes | None, after: int) -> set[bytes]:
-        """Keys of the range that some change later than ``after`` deleted; they may have been born
-        again since.
-        """
-        found: set[bytes] = set()
-        for block, position in self._tail(after):
-            if position == 0 and block.order is not None:
-                low, high = block.span(start, end)
-                deltas, order = block.deltas, block.order
-                found.update(order[i] for i in range(low, high) if deltas[i] < 0)
-            else:
-                entries, keys = block.entries, block.keys
-                for i in range(position, len(entries)):
-                    if entries[i][3] == 0 and in_range(keys[i], start, end):
-                        found.add(keys[i])
-        return found
-
-    def touched(self, start: bytes, end: bytes | None, after: int) -> bool:
-        """Did any change later than ``after`` touch the range?"""
-        for block, position in self._tail(after):
-            if position == 0 and block.order is not None:
-                low, high = block.span(start, end)
-                if high > low:
-                    return True
-            elif any(in_range(key, start, end) for key in block.keys[position:]):
-                return True
-        return False
+    def deaths(self, end: bytes | None, after: int) -> "Deaths":
+        """Keys that changes later than ``after`` deleted, as one comes to them in key order."""
+        return Deaths(self, end, after)
 
     def changes(
         self, start: bytes, end: bytes | None, after: int, up_to: int, limit: int
@@ -191,7 +186,7 @@ class History:
         """
         found: list[tuple[bytes, Entry]] = []
         looked, seen = 0, after
-        for block, position in self._tail(after):
+        for block, position in self.tail(after):
             entries = block.entries
             first = entries[position][0]
             if first > up_to:
@@ -233,6 +228,72 @@ class History:
             if not block.entries or block.entries[-1][0] != up_to:
                 break
         return keys
+
+
+class Deaths:
+    """Keys in a range that died after a revision, in key order, a few at a time.
+
+    Each block's deaths are sorted; a heap holds what each shows next, so that nothing is looked at
+    before it is taken. A key that died may have been born again since, and before or after the
+    revision: the index knows.
+    """
+
+    def __init__(self, history: History, end: bytes | None, after: int) -> None:
+        self._history = history
+        self._end = end
+        self._seen = after
+        self._heap: list[tuple[bytes, int, int, int, list[bytes]]] = []
+        self._sources = 0
+
+    def refresh(self, start: bytes) -> None:
+        """Take in what changed since the last call, from key ``start`` on."""
+        newest = self._history.newest()
+        if newest <= self._seen:
+            return
+        for block, position in self._history.tail(self._seen):
+            dead, low, high = block.deaths(start, self._end, position)
+            if low < high:
+                self._sources += 1
+                heappush(self._heap, (dead[low], self._sources, low, high, dead))
+        self._seen = newest
+
+    def first(self) -> bytes | None:
+        """The next key; None if there is none."""
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, up_to: bytes | None, limit: int) -> tuple[list[bytes], int]:
+        """The next keys, each once and not after ``up_to`` (None: no bound), and how many deaths
+        were looked at.
+
+        That is ``limit`` at most, but that the last key's are looked at to the end: whatever
+        ``first`` shows then comes after it.
+        """
+        heap = self._heap
+        found: list[bytes] = []
+        last: bytes | None = None
+        looked = 0
+        while heap:
+            key, source, at, high, dead = heap[0]
+            if key != last:
+                if looked >= limit or (up_to is not None and key > up_to):
+                    break
+                last = key
+                found.append(key)
+            looked += 1
+            at = bisect_right(dead, key, at + 1, high)
+            if at < high:
+                heapreplace(heap, (dead[at], source, at, high, dead))
+            else:
+                heappop(heap)
+        return found, looked
+
+
+def _span(order: list[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
+    """The slice of sorted keys that is in the range."""
+    low = bisect_left(order, start)
+    if end is None:
+        return low, bisect_right(order, start, low)
+    return low, len(order) if end == b"\0" else max(low, bisect_left(order, end, low))
 
 
 def _first_after(entries: list[Entry], revision: int) -> int:

@@ -12,13 +12,17 @@ sorted or filtered, else ``limit`` keys; filters by mod and create revision; sor
 ``count`` is before filters and limit.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple
 
 from kvstore.history import Entry, History
-from kvstore.index import Index
+from kvstore.index import Chunk, Index
 from kvstore.kv import value_of
+
+_LOOKUP_KEYS = 8
+"""What finding one older version (2 us) counts, in keys that are only passed on."""
 
 SORT_KEY, SORT_VERSION, SORT_CREATE, SORT_MOD, SORT_VALUE = range(5)
 ORDER_NONE, ORDER_ASCEND, ORDER_DESCEND = range(3)
@@ -80,7 +84,7 @@ class RangeRead:
 
     ``keys``, ``entries`` and ``values`` are the answer, parallel; a value (framed KeyValue) is None
     when it must be fetched. ``count`` and ``more`` are etcd's. ``head`` is the last revision
-    applied; ``step_keys`` how many keys one step looks at.
+    applied; ``step_keys`` how many keys one step looks at, fewer where older versions are shown.
     """
 
     def __init__(
@@ -101,8 +105,6 @@ class RangeRead:
         self.more = False
         self.done = query.count_only
         self._index = index
-        self._history = history
-        self._head = head
         self._step_keys = step_keys
         self._sorts = query.sorts()
         self._everything = query.filters() or (self._sorts and query.sort_order != ORDER_NONE)
@@ -110,73 +112,93 @@ class RangeRead:
         if self._limit and self._sorts:
             self._limit += 1  # a target without an order sorts the first keys only, as in etcd
         self._next = query.key
-        self._dead: list[bytes] = []
+        self._deaths = history.deaths(query.end, at)
         self.count = index.count(query.key, query.end)
         if at < head:
             self.count -= history.births(query.key, query.end, at)
-            self._dead = sorted(history.died(query.key, query.end, at), reverse=True)
 
     def step(self) -> None:
         """Look at some more keys."""
         assert not self.done, "a read that is done has no further step"
-        newest = self._history.newest()
-        if newest > self._head:  # keys may have died since the last step
-            self._head = newest
-            died = self._history.died(self._next, self.query.end, self.at)
-            self._dead = sorted(died, reverse=True)
+        self._deaths.refresh(self._next)  # keys may have died since the last step
         budget = self._step_keys
         for chunk, low, high in self._index.slices(self._next, self.query.end):
             at = low
             while at < high and budget > 0 and not self._full():
                 room = self._limit - len(self.keys) if self._limit else budget
-                stop = min(high, at + room, at + budget)
-                chunk.hot = True
-                keys = chunk.keys[at:stop]
-                self._take(keys, chunk.entries[at:stop], chunk.values[at:stop])
-                self._next = keys[-1] + b"\0"
-                budget -= stop - at
-                at = stop
+                at, cost = self._pass(chunk, at, min(high, at + room, at + budget), budget)
+                budget -= cost
             if self._full():
                 break
             if budget <= 0:
                 return
         if not self._full():
-            self._take_dead(None)
+            dead, _ = self._deaths.take(None, 1 + budget // _LOOKUP_KEYS)
+            self._take([], [], [], dead)
+            if self._deaths.first() is not None and not self._full():
+                self._next = dead[-1] + b"\0"
+                return
         self._close()
 
     def _full(self) -> bool:
         return bool(self._limit) and len(self.keys) >= self._limit
 
-    def _take(self, keys: list[bytes], entries: list[Entry], values: list[bytes | None]) -> None:
+    def _pass(self, chunk: Chunk, low: int, high: int, budget: int) -> tuple[int, int]:
+        """Take the chunk's keys from ``low`` to ``high`` and those that died between them, fewer if
+        that is too much; how far it came, and what it cost of ``budget``.
+        """
+        keys = chunk.keys
+        dead, looked = self._deaths.take(keys[high - 1], 1 + budget // _LOOKUP_KEYS)
+        first_left = self._deaths.first()
+        if first_left is not None and first_left <= keys[high - 1]:
+            high = bisect_left(keys, first_left, low, high)
+        chunk.hot = True
+        looked += self._take(keys[low:high], chunk.entries[low:high], chunk.values[low:high], dead)
+        last = keys[high - 1] if high > low else dead[-1]
+        self._next = max(last, dead[-1] if dead else last) + b"\0"
+        return high, high - low + _LOOKUP_KEYS * looked
+
+    def _take(
+        self,
+        keys: list[bytes],
+        entries: list[Entry],
+        values: list[bytes | None],
+        dead: list[bytes],
+    ) -> int:
+        """Add what ``at`` sees of these keys, which are in order; how many older versions of live
+        keys were looked up.
+        """
         at = self.at
-        if not self._dead and max(map(_MOD, entries)) <= at:
+        if not dead and max(map(_MOD, entries), default=0) <= at:
             self.keys += keys
             self.entries += entries
             self.values += values
-            return
+            return 0
         older_at = self._index.older_at
+        looked_up = 0
+        coming = dead[::-1]
         for key, entry, value in zip(keys, entries, values, strict=True):
-            if self._dead and self._dead[-1] <= key:
-                self._take_dead(key)
+            while coming and coming[-1] <= key:
+                self._add_dead(coming.pop())
             if entry[0] <= at:
                 self._add(key, entry, value)
             else:
+                looked_up += 1
                 older = older_at(key, at)
                 if older is not None:
                     self._add(key, older, None)
+        while coming:
+            self._add_dead(coming.pop())
+        return looked_up
 
     def _add(self, key: bytes, entry: Entry, value: bytes | None) -> None:
         self.keys.append(key)
         self.entries.append(entry)
         self.values.append(value)
 
-    def _take_dead(self, up_to: bytes | None) -> None:
-        """Keys that died after ``at`` and come before key ``up_to`` (None: all that are left)."""
-        dead = self._dead
-        while dead and (up_to is None or dead[-1] <= up_to):
-            key = dead.pop()
-            if key < self._next or self._index.head(key) is not None:
-                continue  # born again: the index shows it
+    def _add_dead(self, key: bytes) -> None:
+        """A key that died after ``at``."""
+        if self._index.head(key) is None:  # else it was born again and the index shows it
             entry = self._index.older_at(key, self.at)
             if entry is not None:
                 self._add(key, entry, None)

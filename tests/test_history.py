@@ -58,15 +58,49 @@ FIXTURE_IS_STATELESS = settings(suppress_health_check=[HealthCheck.function_scop
 def test_what_happened_after(
     log: list[Change], start: bytes, end: bytes | None, after: int
 ) -> None:
-    """Net births, keys that died and whether anything was touched, as counted one by one."""
+    """Net births, and the keys that died in order, as counted one by one."""
     tested, later = filled(log), chosen(log, start, end, after)
     births = sum(entry[3] == 1 for _, entry in later)
     deaths = [key for key, entry in later if entry[3] == 0]
     assert births - len(deaths) == tested.births(start, end, after)
-    died = tested.died(start, end, after)
-    assert died == set(deaths)
-    assert bool(later) == tested.touched(start, end, after)
+    died = tested.deaths(end, after)
+    died.refresh(start)
+    assert sorted(set(deaths)) == died.take(None, len(log) + 1)[0]
+    assert died.first() is None
     assert len(log) == len(tested)
+
+
+@FIXTURE_IS_STATELESS
+@given(logs(), ends, bounds, st.data())
+def test_deaths_a_few_at_a_time(
+    log: list[Change], end: bytes | None, after: int, data: st.DataObject
+) -> None:
+    """Taken in windows while changes go on, every key that died comes once and in order; those that
+    die behind the reader are not seen.
+    """
+    start = data.draw(keys)
+    tested = History()
+    died = tested.deaths(end, after)
+    left, next_key = list(log), start
+    while True:
+        known = tested.newest() + data.draw(st.integers(0, 2))
+        while left and left[0][1][0] <= known:  # a revision is never seen in part
+            tested.append(*left.pop(0))
+        died.refresh(next_key)
+        so_far = log[: len(log) - len(left)]
+        expected = sorted(
+            {k for k, e in chosen(so_far, start, end, after) if e[3] == 0 and k >= next_key}
+        )
+        assert (expected[0] if expected else None) == died.first()
+        up_to = data.draw(keys) if left else None
+        found, looked = died.take(up_to, data.draw(st.integers(1, 2)))
+        assert expected[: len(found)] == found
+        assert looked >= len(found)
+        assert all(up_to is None or key <= up_to for key in found)
+        if found:
+            next_key = found[-1] + b"\0"
+        elif up_to is None:
+            return
 
 
 @FIXTURE_IS_STATELESS

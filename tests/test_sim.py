@@ -91,11 +91,11 @@ FAULTS: dict[str, tuple[type, str, Callable[..., object]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that breaks a promise does not get through 300 seeds, and the failure names one."""
+    """An engine that breaks a promise does not get through 1,000 seeds; the failure names one."""
     owner, name, broken = FAULTS[fault]
     monkeypatch.setattr(owner, name, broken)
     with pytest.raises(PromiseBrokenError, match=r"^run\(seed=\d+, shards=\d\): "):
-        deque(run(seed, shards=1 + seed % 3) for seed in range(300))
+        deque(run(seed, shards=1 + seed % 3) for seed in range(1_000))
 
 
 def test_a_key_that_dies_during_a_long_read_is_still_listed() -> None:
