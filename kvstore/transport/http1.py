@@ -7,6 +7,7 @@ says otherwise.
 """
 
 import asyncio
+from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
@@ -70,12 +71,23 @@ class Http1Connection(asyncio.Protocol):
         self._paused = True
 
     def resume_writing(self) -> None:
-        """It has room again."""
+        """It has room again: go on, but not within its write, which asyncio would finish twice."""
         self._paused = False
-        self._go_on()
+        asyncio.get_running_loop().call_soon(self._guarded, self._go_on)
 
     def data_received(self, data: bytes) -> None:
         """Take what belongs to the current request."""
+        self._guarded(lambda: self._receive(data))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """A bug of ours costs one connection, not all."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self._host.failed("http connection failed", error)
+            self.abort()
+
+    def _receive(self, data: bytes) -> None:
         self._host.totals.bytes_received += len(data)
         if self._request is None and self._http.trailing_data[0] == b"":
             self._since = self._host.clock()
@@ -118,6 +130,8 @@ class Http1Connection(asyncio.Protocol):
             self._request = event
             if event.http_version not in {b"1.0", b"1.1"}:
                 self._refuse(505, "unsupported protocol version")
+            elif event.method == b"CONNECT":  # an answer of 2xx would make a tunnel of it
+                self._refuse(405, "CONNECT is not served", ("allow", "GET, HEAD"))
             elif _size(event) > self._limits.http1_header_bytes_max:
                 self._refuse(431, "request header too large")
             elif self._http.they_are_waiting_for_100_continue:
@@ -169,20 +183,24 @@ class Http1Connection(asyncio.Protocol):
 
     def _respond(self, serial: int, response: HttpResponse) -> None:
         """An answer that comes later; dropped if it is not the current request's."""
-        if serial == self._serial and self._answering:
+
+        def answer() -> None:
             self._answer(response)
             self._go_on()
 
-    def _refuse(self, status: int, reason: str) -> None:
+        if serial == self._serial and self._answering:
+            self._guarded(answer)
+
+    def _refuse(self, status: int, reason: str, *headers: tuple[str, str]) -> None:
         """Answer a request that cannot be served, and close."""
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.abort()
             return
         self._draining = True
         self._clear_body()
-        self._answer(HttpResponse(status, _TEXT, f"{reason}\n".encode()))
+        self._dying_at = self._host.clock()  # so that the answer does not close at once
+        self._answer(HttpResponse(status, [*_TEXT, *headers], f"{reason}\n".encode()))
         if self._transport is not None:
-            self._dying_at = self._host.clock()
             linger.linger(self, self._transport)
 
     def _answer(self, response: HttpResponse) -> None:

@@ -33,9 +33,17 @@ class Sniffer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Decide, or wait for more."""
-        seen = self._seen = self._seen + data
         transport = self._transport
         assert transport is not None
+        try:
+            self._decide(transport, data)
+        except Exception as error:  # noqa: BLE001 - a bug costs one connection, not all
+            self._host.failed("connection failed", error)
+            transport.abort()
+            self._host.closed(self)
+
+    def _decide(self, transport: asyncio.Transport, data: bytes) -> None:
+        seen = self._seen = self._seen + data
         peer = _peer(transport)
         if self._http1_only or not PREFACE.startswith(seen[: len(PREFACE)]):
             self._become(transport, Http1Connection(self._host, peer), seen)

@@ -1,14 +1,15 @@
 """HTTP/1.1 on the same port, recognised by its first bytes."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple
 
 import h11
 import pytest
 
+from kvstore.transport import sniff
 from kvstore.transport.api import HttpResponse
 from tests.transport.limits import TEST_LIMITS
 from tests.transport.peer import PATIENCE, ClosedError, connected
@@ -150,6 +151,88 @@ async def test_handler_that_fails() -> None:
     async with serving(expect_failures=True) as running, browsing(running) as browser:
         assert (await browser.get("/crash")).status == 500
         assert (await browser.get("/")).status == 200
+
+
+@contextmanager
+def nothing_reaches_the_loop() -> Iterator[None]:
+    """An exception that reaches the event loop ends the whole server: there must be none."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    complaints: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(before)
+    assert complaints == []
+
+
+@pytest.mark.parametrize("target", ["/broken", "/broken-later"])
+async def test_answer_that_cannot_be_sent(target: str) -> None:
+    """It costs its connection, and is told; nothing else."""
+    async with serving(expect_failures=True) as running, browsing(running) as other:
+        with nothing_reaches_the_loop():
+            async with browsing(running) as browser:
+                browser.writer.write(f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                assert await browser.closed()
+            assert len(running.failures) == 1
+            assert (await other.get("/")).status == 200
+
+
+async def test_answer_that_cannot_be_sent_once_there_is_room() -> None:
+    """Likewise when it was the socket's turn that brought it."""
+    async with serving(expect_failures=True) as running, browsing(running) as browser:
+        with nothing_reaches_the_loop():
+            request = b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n"
+            browser.writer.write(request % b"/large" * 20 + request % b"/broken")
+            async with asyncio.timeout(PATIENCE):
+                with suppress(ConnectionError):
+                    while await browser.reader.read(65_536):
+                        pass
+            assert len(running.failures) == 1
+
+
+async def test_connection_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug between the first bytes and the connection they ask for costs that connection."""
+
+    def broken(_host: object, _peer: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sniff, "Http1Connection", broken)
+    async with serving(expect_failures=True) as running:
+        with nothing_reaches_the_loop():
+            async with browsing(running) as browser:
+                browser.writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert await browser.closed()
+            await eventually(lambda: running.server.stats().connections == 0)
+
+
+async def test_connect() -> None:
+    """Nobody gets a tunnel, whatever the handler would say (RFC 9110 section 9.3.6)."""
+    async with serving() as running, browsing(running) as browser:
+        with nothing_reaches_the_loop():
+            reply = await browser.get("here:1", "CONNECT")
+            assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+            assert await browser.closed()
+
+
+async def test_refusal_is_read_by_who_still_sends() -> None:
+    """The connection is not reset under a client that has not read the refusal yet: what it sends
+    is read and dropped for a while (RFC 9112 section 9.6).
+    """
+    limits = replace(TEST_LIMITS, http1_body_bytes_max=1000)
+    async with serving(limits) as running, browsing(running) as browser:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+        browser.writer.write(head + bytes(2000))
+        await eventually(lambda: "http1_body_bytes_max" in running.server.stats().refusals)
+        for _ in range(20):
+            browser.writer.write(bytes(5000))
+            await browser.writer.drain()
+            await asyncio.sleep(0)
+        assert running.server.stats().connections == 1
+        assert (await browser.read()).status == 413
+        assert await browser.closed()
+        await eventually(lambda: running.server.stats().connections == 0)
 
 
 async def test_client_that_leaves() -> None:
