@@ -151,7 +151,7 @@ class SqliteBackend:
             reader.join()
         try:
             self._writer.close()
-        except apsw.Error as error:
+        except Exception as error:
             reason = sqlite_file.describe(error)
             raise BackendError(f"the last checkpoint of {self._path} failed: {reason}") from error
         finally:

@@ -22,7 +22,9 @@ until one succeeds.
 **Failures.** Full and busy are definite once the transaction is seen to be gone and the tip
 unmoved: nothing was stored. Any other error, the sync above all, breaks the writer for good: after
 a failed ``fsync`` the kernel may call pages clean that never reached the disk, so that neither a
-retry nor a look at the file proves anything.
+retry nor a look at the file proves anything. So does what is not SQLite's error (the log's file is
+gone, a fault of ours); what has been committed is then still brought into the database at the end.
+No method but ``take`` and ``close`` raises: whoever waits for the writer's thread gets an answer.
 """
 
 from collections.abc import Sequence
@@ -51,6 +53,7 @@ class Writer:
     ) -> None:
         self.broken = ""
         """Why nothing is committed any more; empty while all is well."""
+        self._sqlite_failed = False
         self._connection = connection
         self._statements = statements
         self._log_path = path.with_name(path.name + "-wal")
@@ -85,14 +88,8 @@ class Writer:
         """Store all of ``batch``, or nothing."""
         if self.broken:
             return CommitResult(Outcome.BROKEN, self.broken)
-        if self._log_is_full():
-            return CommitResult(
-                Outcome.NOT_COMMITTED, "the write-ahead log is full: a reader holds it"
-            )
         try:
-            result = self._store(batch)
-        except _DEFINITE as error:
-            result = self._undone(batch, error)
+            result = self._try(batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is certain any more
             result = self._break(error)
         self._last = (batch, result)
@@ -112,13 +109,13 @@ class Writer:
         """Checkpoint when the log has grown enough; a failure shows at the next commit."""
         if self._pages_logged < self._checkpoint_pages or self.broken:
             return
-        wait = self._log_bytes() > self._log_bytes_max // 2
         try:
+            wait = self._log_bytes() > self._log_bytes_max // 2
             self._checkpoint(
                 apsw.SQLITE_CHECKPOINT_RESTART if wait else apsw.SQLITE_CHECKPOINT_PASSIVE
             )
             self.sizes = self._take_sizes()
-        except apsw.Error as error:
+        except Exception as error:  # noqa: BLE001 - likewise
             self._break(error)
 
     def vacuum(self) -> BackendError | None:
@@ -132,20 +129,32 @@ class Writer:
             self.sizes = self._take_sizes()
         except _DEFINITE as error:
             return BackendError(f"defragmentation failed: {describe(error)}")
-        except apsw.Error as error:
+        except Exception as error:  # noqa: BLE001 - likewise
             return BackendError(self._break(error).reason)
         return None
 
     def close(self) -> None:
-        """Checkpoint, unless broken, and close. Raises ``apsw.Error`` if that fails."""
+        """Checkpoint, unless SQLite has failed, and close. Raises ``apsw.Error`` if that fails."""
         try:
-            if not self.broken:
+            if not self._sqlite_failed:
+                self._roll_back()
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         finally:
             self._connection.close()
 
     # -- a batch -------------------------------------------------------------------------------
+
+    def _try(self, batch: Batch) -> CommitResult:
+        """Raises what leaves the end of ``batch`` uncertain."""
+        if self._log_is_full():
+            return CommitResult(
+                Outcome.NOT_COMMITTED, "the write-ahead log is full: a reader holds it"
+            )
+        try:
+            return self._store(batch)
+        except _DEFINITE as error:
+            return self._undone(batch, error)
 
     def _store(self, batch: Batch) -> CommitResult:
         if batch.tip_before != self._tip:
@@ -200,21 +209,23 @@ class Writer:
         return CommitResult(Outcome.FENCED, reason)
 
     def _undone(self, batch: Batch, error: apsw.Error) -> CommitResult:
-        """Make sure that nothing of the failed ``batch`` is left."""
-        try:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            found = self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
-        except apsw.Error as second:
-            return self._break(second)
+        """Make sure that nothing of the failed ``batch`` is left; raises ``apsw.Error``."""
+        self._roll_back()
+        found = self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
         if found != (batch.epoch, batch.tip_before):
             return self._break(error)
         self._pages_written = self._count_pages()
         self._pages_logged = max(self._pages_logged, self._checkpoint_pages)
         return CommitResult(Outcome.NOT_COMMITTED, describe(error))
 
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
     def _break(self, error: Exception) -> CommitResult:
+        """Commit nothing from now on, and if it was SQLite that failed, leave its files alone."""
         self.broken = describe(error)
+        self._sqlite_failed |= isinstance(error, apsw.Error)
         return CommitResult(Outcome.BROKEN, self.broken)
 
     # -- the log -------------------------------------------------------------------------------
@@ -230,13 +241,10 @@ class Writer:
             self._pages_logged = self._checkpoint_pages // 2
 
     def _log_is_full(self) -> bool:
-        """Is the log beyond its limit, and cannot be emptied?"""
+        """Is the log beyond its limit, and cannot be emptied? Raises if it cannot be told."""
         if self._log_bytes() < self._log_bytes_max:
             return False
-        try:
-            self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except apsw.Error as error:
-            self._break(error)
+        self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
         return self._log_bytes() >= self._log_bytes_max
 
     def _log_bytes(self) -> int:

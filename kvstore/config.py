@@ -254,7 +254,11 @@ class ServerConfig:
     writer came back from a sync 5-9 ms late at Python's 5 ms; from 0.5 ms down to 0.2 ms a write
     cost the same time and up to 7 % more CPU."""
     stop_timeout: float = 10.0
-    """From the signal to stop to the end; what is still under way then is cut off."""
+    """From the signal to stop until calls have ended and all changes are durable; what is still
+    under way then is cut off. A page of metrics may take a second more."""
+    close_timeout: float = 10.0
+    """Then, for storage to close; a shard that takes longer is left as a kill would leave it, and
+    the exit code is 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

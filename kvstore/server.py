@@ -5,7 +5,7 @@ bind the sockets, read the certificates, take the shards, load the store, accept
 
 Stop, on the first SIGTERM or SIGINT: accept no more, let calls that are under way finish with their
 commits, end streams with ``etcdserver: server stopped``, wait for everything appended to be
-durable, let the shards go. A second signal ends the process at once; nothing acknowledged is lost
+durable, let the shards go; ``stop_timeout`` and ``close_timeout`` bound that. A second signal ends the process at once; nothing acknowledged is lost
 by that either.
 
 When storage fails for good, or an exception shows that the state in memory cannot be trusted, the
@@ -346,10 +346,12 @@ class Server:
 
     async def _drain(self, store: Assembly, front: Front) -> None:
         """Everything that was begun ends; no new beginning. In order."""
+        loop = asyncio.get_running_loop()
         seconds = self._config.server.stop_timeout
+        end = loop.time() + seconds
         store.health.drain()
         await front.drain(seconds)
-        durable = asyncio.get_running_loop().create_future()
+        durable = loop.create_future()
 
         def settled(error: StoreError | None) -> None:
             if not durable.done():
@@ -357,15 +359,18 @@ class Server:
 
         store.commits.release(store.store.shards.all, Then(settled), b"")
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(end):
                 await durable
 
     async def _close(self) -> None:
         """Let the shards go. A failure here loses nothing that was acknowledged, but is told."""
+        seconds = self._config.server.close_timeout
         try:
-            await close_shards(self._backends)
-        except BackendError as error:
-            self._log.error("storage could not be closed", reason=str(error))
+            async with asyncio.timeout(seconds):
+                await close_shards(self._backends)
+        except (BackendError, TimeoutError) as error:
+            reason = str(error) or f"not within {seconds} s"
+            self._log.error("storage could not be closed", reason=reason)
             self._exit_code = EXIT_FAILED
 
 

@@ -139,6 +139,31 @@ class TestStop:
             house.server.stop()
             await peer.read_all()
 
+    async def test_storage_that_does_not_close(self) -> None:
+        """A database that hangs does not keep the server beyond the stop's bounds, exit code 1."""
+
+        class Hanging(MemoryBackend):
+            """Its disk does not answer any more."""
+
+            def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
+                """Never ends."""
+
+            async def close(self) -> None:
+                await asyncio.Event().wait()
+
+        server = replace(QUICK.server, stop_timeout=0.1, close_timeout=0.1)
+        hanging = Hanging(MemoryDisk(), later=asyncio.get_running_loop().call_soon)
+        house = House([hanging], replace(QUICK, server=server))
+        async with (
+            asyncio.timeout(10),
+            living(house, exit_code=1),
+            connected(house.port) as peer,
+        ):
+            put(peer, b"k")
+            await peer.settle()
+        assert house.said("storage could not be closed")
+        assert house.log[-1]["msg"] == "stopped"
+
     async def test_stop_while_loading(self) -> None:
         """A server that is told to stop before it is ready loads no further and never listens."""
 

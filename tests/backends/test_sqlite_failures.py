@@ -13,6 +13,7 @@ import pytest
 
 from backends import sqlite, sqlite_file
 from backends.sqlite import SqliteBackend
+from backends.sqlite_writer import Writer
 from kvstore.backend import Batch, CommitResult, LeaseRow, Outcome, Row
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
@@ -154,6 +155,43 @@ async def test_failed_sync_of_a_checkpoint_breaks_the_store(
     assert Outcome.BROKEN is result.outcome
     assert 0 < faults.failed
     assert [put(2, 0, b"first"), *rows] == await session.rows()
+
+
+async def test_log_that_is_taken_away_breaks_the_store(path: Path, session: Session) -> None:
+    """A log that is removed under a running store stops it: nothing is acknowledged that only the
+    removed file would hold. What had been acknowledged is in the database when it is closed.
+    """
+    path.with_name("kvstore.db-wal").unlink()
+    for batch in batches(session).values():
+        result = await session.commit(batch)
+        assert (Outcome.BROKEN, True) == (result.outcome, "FileNotFoundError" in result.reason)
+    async with asyncio.timeout(30):
+        await session.close()
+    again = await Session(SqliteBackend(path)).open()
+    assert [put(2, 0, b"first")] == await again.rows()
+    await again.close()
+
+
+@pytest.mark.parametrize("place", ["_store", "_undone", "_log_is_full", "_checkpoint"])
+async def test_fault_of_ours_breaks_the_store(
+    session: Session, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever the writing thread runs into, each commit has its answer, and the last is that the
+    store is broken; close still ends.
+    """
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    if place == "_undone":
+        connection_of(session).pragma("max_page_count", 20)
+    monkeypatch.setattr(Writer, place, fails)
+    results = [await session.commit(session.batch(large(session))) for _ in range(2)]
+    first = Outcome.COMMITTED if place == "_checkpoint" else Outcome.BROKEN
+    assert [first, Outcome.BROKEN] == [result.outcome for result in results]
+    assert "RuntimeError: planted" == results[1].reason
+    with pytest.raises(BackendError, match="planted"):
+        await session.defragment()
 
 
 async def test_full_disk_at_a_checkpoint_leaves_the_log(session: Session, faults: Faults) -> None:
