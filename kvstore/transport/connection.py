@@ -212,8 +212,7 @@ class Http2Connection(asyncio.Protocol):
             return
         if not increment:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
-        self.output.grant(increment)
-        if self.output.window > frames.WINDOW_MAX:
+        if self.output.grant(increment) > frames.WINDOW_MAX:
             raise ConnectionFault(frames.FLOW_CONTROL_ERROR, "the window overflows")
 
     def _on_ping(self, flags: int, sid: int, payload: bytes) -> None:
@@ -266,7 +265,7 @@ class Http2Connection(asyncio.Protocol):
     @property
     def waiting(self) -> int:
         """Bytes of answers that the peer has not read."""
-        return self.output.waiting
+        return self.output.waiting + self.output.socket.size
 
     @property
     def calls(self) -> int:
@@ -284,6 +283,7 @@ class Http2Connection(asyncio.Protocol):
                 self._transport.abort()
             return
         self.streams.expire()
+        self.output.look()
         limits = self._limits
         if not self._acknowledged and now - self._made_at > limits.preface_timeout:
             self._die(ConnectionFault(frames.SETTINGS_TIMEOUT, "preface_timeout"))
@@ -300,8 +300,7 @@ class Http2Connection(asyncio.Protocol):
     def _stalled(self, now: float) -> bool:
         """Has the peer read nothing for too long while answers wait."""
         output = self.output
-        assert self._transport is not None
-        buffered = self._transport.get_write_buffer_size()
+        buffered = output.socket.size
         mark = output.bytes_cut if output.waiting else output.bytes_sent - buffered
         if mark != self._mark or not (output.waiting or buffered):
             self._mark = mark
@@ -311,7 +310,9 @@ class Http2Connection(asyncio.Protocol):
     def _keep_alive(self, now: float) -> None:
         """Ping a silent peer, and give up on one that does not answer."""
         heard_at = self.streams.now
-        if self._pinged_at is not None and self._pinged_at >= heard_at:
+        if self.output.deaf:  # it may have answered: nobody has listened
+            self._pinged_at = None
+        elif self._pinged_at is not None and self._pinged_at >= heard_at:
             if now - self._pinged_at > self._limits.keepalive_timeout:
                 self._host.refused("keepalive_timeout")
                 assert self._transport is not None
@@ -350,7 +351,7 @@ class Http2Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; what the connection holds is given back now."""
         if self._transport is not None:
-            self._transport.abort()
+            self.output.abort()
             self.streams.abort()
 
     def _die(self, fault: ConnectionFault) -> None:

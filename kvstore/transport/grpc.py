@@ -22,6 +22,8 @@ UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
 
+STATUS_TEXT_BYTES_MAX = 1024
+"""Of a status' text; the rest is cut off: some texts repeat what the client has sent."""
 PREFIX_BYTES = 5
 MESSAGE_BYTES_MAX = 2**32 - 1
 
@@ -48,8 +50,9 @@ _TIMEOUT_BYTES_MAX = 9
 
 
 def quote(value: bytes) -> str:
-    """A string as Go's ``%q`` shows it, near enough for messages."""
-    text = value.decode("utf-8", "replace").replace("\\", "\\\\").replace('"', '\\"')
+    """A string as Go's ``%q`` shows it, near enough for messages; of a long one its beginning."""
+    text = value[:STATUS_TEXT_BYTES_MAX].decode("utf-8", "replace")
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) + '"'
 
 
@@ -83,11 +86,13 @@ def encode_timeout(seconds: float) -> bytes:
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
 _UNSAFE = re.compile(rb"[^ -$&-~]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_ESCAPED = [b"%%%02X" % i if _UNSAFE.match(b"%c" % i) else b"%c" % i for i in range(256)]
 
 
 def encode_message(text: str) -> bytes:
     """``grpc-message``: UTF-8 with everything but printable ASCII, and ``%``, percent-encoded."""
-    return _UNSAFE.sub(lambda m: b"%%%02X" % m[0][0], text.encode("utf-8", "replace"))
+    raw = text.encode("utf-8", "replace")
+    return b"".join(map(_ESCAPED.__getitem__, raw)) if _UNSAFE.search(raw) else raw
 
 
 def decode_message(value: bytes) -> str:
@@ -123,8 +128,16 @@ def trailer_block(code: int, message: str) -> bytes:
         return TRAILER_BLOCK_OK
     status: list[fields.Field] = [(b"grpc-status", b"%d" % code)]
     if message:
-        status.append((b"grpc-message", encode_message(message)))
+        status.append((b"grpc-message", _cut(encode_message(message[:STATUS_TEXT_BYTES_MAX]))))
     return fields.encode(status)
+
+
+def _cut(value: bytes) -> bytes:
+    """The beginning of a ``grpc-message`` that is too long, without a part of an escape."""
+    if len(value) <= STATUS_TEXT_BYTES_MAX:
+        return value
+    value = value[:STATUS_TEXT_BYTES_MAX]
+    return value[: value.rindex(b"%")] if b"%" in value[-2:] else value
 
 
 def refusal_block(code: int, message: str, http_status: int = 200) -> bytes:

@@ -19,7 +19,9 @@ FAULT = 1
 SETTINGS = 2
 CONTROL = 3
 SMALL_DATA = 4
-_NAMES = ("resets", "faults", "settings", "control", "small_data")
+REFUSAL = 5
+UNSERVED = 6
+_NAMES = ("resets", "faults", "settings", "control", "small_data", "refusals", "unserved")
 
 
 class Guard:
@@ -35,8 +37,10 @@ class Guard:
             limits.settings_per_second_max,
             limits.control_per_second_max,
             limits.small_data_per_second_max,
+            limits.refusals_per_second_max,
+            limits.unserved_per_second_max,
         )
-        self._levels = [0.0, 0.0, 0.0, 0.0, 0.0]
+        self._levels = [0.0] * len(self._rates)
         self._strikes = 0
         self._last_ping = float("-inf")
 

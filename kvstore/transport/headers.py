@@ -110,9 +110,9 @@ class Routes:
         service, slash, name = path[1:].rpartition(b"/")
         if path[:1] != b"/" or not slash:
             return Refusal(grpc.UNIMPLEMENTED, f"malformed method name: {grpc.quote(path)}")
-        text = service.decode("utf-8", "replace")
+        text = service[: grpc.STATUS_TEXT_BYTES_MAX].decode("utf-8", "replace")
         if service in self.services:
-            method = name.decode("utf-8", "replace")
+            method = name[: grpc.STATUS_TEXT_BYTES_MAX].decode("utf-8", "replace")
             return Refusal(grpc.UNIMPLEMENTED, f"unknown method {method} for service {text}")
         return Refusal(grpc.UNIMPLEMENTED, f"unknown service {text}")
 

@@ -64,6 +64,10 @@ class Limits:
     """PING, PRIORITY, WINDOW_UPDATE and unknown frames; likewise."""
     small_data_per_second_max: int
     """DATA frames that are empty or tiny and do not finish a request; likewise."""
+    refusals_per_second_max: int
+    """Calls answered with a status because of what their headers say; likewise."""
+    unserved_per_second_max: int
+    """Calls answered REFUSED_STREAM, which need not be the peer's mistake; likewise."""
     ping_interval_min: float
     """A client that pings oftener than this, or oftener than every two hours without a call, gets a
     strike (etcd ``--grpc-keepalive-min-time``; gRPC proposal A8)."""
@@ -79,9 +83,13 @@ class Limits:
     """A blocked stream is told ``writable`` when its outbox has fallen to this."""
     socket_bytes_max: int
     """Bytes handed to the socket's buffer ahead of the kernel; above: answers wait in outboxes."""
+    unread_bytes_max: int
+    """Bytes in the socket's buffer, refusals and acknowledgements among them; above: nothing is
+    read from the peer until it has read. More than ``socket_bytes_max + turn_bytes_max``, so that
+    answers alone do not bring it about."""
     turn_bytes_max: int
-    """Bytes of large answers cut into frames in one turn of the loop, per connection; the rest
-    follows in later turns."""
+    """Bytes of large answers cut into frames in one turn of the loop, per connection, and as many
+    of small ones sent uncut; the rest follows in later turns."""
     output_bytes_max: int
     """Unread answers of one connection; above: it is not read from until half of them are gone."""
     output_bytes_total_max: int

@@ -5,19 +5,27 @@ Two roads lead to the socket.
 *Direct*: a small answer that fits a frame and both windows, while the socket takes data, is
 appended to ``pending`` as finished bytes; everything appended in one turn of the loop is one write.
 That is the road of nearly all unary answers and watch events.
+Frames that no window limits (headers, refusals, resets, acknowledgements) go that way always.
 
 *Through an outbox*: whatever does not fit waits in its stream's ``Outbox``.
 Outboxes that may send stand in ``ready`` and are served in turn, one frame each (more if one stands
 alone), so that many large answers share the connection fairly, and small direct answers pass
 between them.
-At most ``turn_bytes_max`` are cut in one turn of the loop, and no more than ``socket_bytes_max`` is
-handed to the socket's buffer ahead of the kernel: the rest stays in outboxes, where it is counted.
+
+What a turn of the loop may add to the socket's buffer is bounded: messages of ``turn_bytes_max`` on
+the direct road, as many cut, and of the other frames what the guard lets a peer provoke.
+Once the buffer holds more than ``socket_bytes_max``, messages wait in outboxes; once it holds more
+than ``unread_bytes_max``, which only other frames can bring about, nothing is read from the peer
+until it has read.
 
 Invariants:
-- A stream with anything in its outbox sends nothing on the direct road: its order is kept.
+- A stream with anything in its outbox sends no message on the direct road: its order is kept.
 - An outbox in ``ready`` has bytes, and its stream's window was open when it was put there.
 - While ``paused`` (the socket's buffer is full), ``direct_max`` is -1 and nothing is cut.
-- ``waiting`` is the sum of the outboxes' bytes, and is part of the server's total.
+- The connection's window is ``window + reserve``: what messages may use before the next flush, at
+  most ``turn_bytes_max``, and the rest.
+- ``waiting`` is the sum of the outboxes' bytes, ``socket.size`` what the socket's buffer held when
+  last looked at (at each write while ``paused``, else twice a second); the server's total has both.
 
 A stream's window is ``stream_window + credit``: the peer's SETTINGS_INITIAL_WINDOW_SIZE as it is
 now, plus what the peer granted, minus what was sent. A change of the setting so applies to every
@@ -25,7 +33,7 @@ stream at once, and may make windows negative (RFC 9113 section 6.9.2).
 """
 
 import struct
-from asyncio import WriteTransport
+from asyncio import Transport
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -80,11 +88,27 @@ class Totals:
         self.output_bytes = 0
 
     def add_output(self, size: int) -> None:
-        """Count bytes that wait in an outbox; too many are told once."""
+        """Count bytes that wait for their client; too many are told once."""
         self.output_bytes += size
         if self.output_bytes > self._output_max and not self.full:
             self.full = True
             self._on_full()
+
+
+class SocketBuffer:
+    """What a connection's socket has not taken, as the totals know it."""
+
+    __slots__ = ("_totals", "size")
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+        self.size = 0
+
+    def holds(self, size: int) -> None:
+        """Count what was just found in it."""
+        if size != self.size:
+            self._totals.add_output(size - self.size)
+            self.size = size
 
 
 class Owner(Protocol):
@@ -161,18 +185,22 @@ class Output:
     __slots__ = (
         "_limits",
         "_schedule",
+        "_share_min",
         "_totals",
         "_transport",
         "after",
         "answered",
         "bytes_cut",
         "bytes_sent",
+        "deaf",
         "direct_max",
         "dirty",
         "frame_max",
         "paused",
         "pending",
         "ready",
+        "reserve",
+        "socket",
         "stream_window",
         "waiting",
         "window",
@@ -184,17 +212,25 @@ class Output:
         self._limits = limits
         self._totals = totals
         self._schedule = schedule
-        self._transport: WriteTransport | None = None
+        self._share_min = limits.turn_bytes_max // 2
+        """Messages never have less of the window in a turn while there is more of it."""
+        self._transport: Transport | None = None
         self.window = frames.DEFAULT_WINDOW
+        """What messages may use of the connection's window in this turn."""
+        self.reserve = 0
+        """The rest of it."""
         self.stream_window = frames.DEFAULT_WINDOW
         self.frame_max = frames.FRAME_BYTES_MIN
         self.paused = False
+        self.deaf = False
+        """The peer is not read from until it reads."""
         self.direct_max = -1
         """Largest message that may take the direct road; see ``_set_direct_max``."""
         self.pending: list[bytes | memoryview] = []
         self.ready: OrderedDict[int, Outbox] = OrderedDict()
         """Outboxes in line, by stream; those of a stream that ends leave at once."""
         self.waiting = 0
+        self.socket = SocketBuffer(totals)
         self.bytes_sent = 0
         """Everything handed to the socket's buffer."""
         self.bytes_cut = 0
@@ -206,7 +242,7 @@ class Output:
         self.after: list[Callable[[], None]] = []
         """What is to be told once the bytes of this turn are on their way."""
 
-    def attach(self, transport: WriteTransport) -> None:
+    def attach(self, transport: Transport) -> None:
         """Begin to write to a connected transport."""
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.socket_bytes_max)
@@ -217,11 +253,13 @@ class Output:
         self._transport = None
         self.direct_max = -1
         self.pending.clear()
+        self.socket.holds(0)
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once; what its socket held counts no more."""
         if self._transport is not None:
             self._transport.abort()
+            self.socket.holds(0)
 
     def _set_direct_max(self) -> None:
         if self.paused or self._transport is None:
@@ -357,7 +395,12 @@ class Output:
         """Hand everything of this turn to the socket in one write."""
         self.dirty = False
         if self.ready:
+            self.window += self.reserve
+            self.reserve = 0
             self._cut()
+            self._divide_window()
+        elif self.reserve and self.window < self._share_min:
+            self._divide_window()
         self._hand_over()
         if self.after:
             after = self.after
@@ -372,7 +415,24 @@ class Output:
             self.bytes_sent += len(data)
             self._totals.bytes_sent += len(data)
             self._transport.write(data)
+            if self.paused:
+                self.look()
         pending.clear()
+
+    def _divide_window(self) -> None:
+        """Decide what the direct road may use in the coming turn."""
+        window = self.window + self.reserve
+        self.window = min(window, 2 * self._share_min)
+        self.reserve = window - self.window
+
+    def look(self) -> None:
+        """Count what the socket has not taken; from a peer that leaves too much nothing is read."""
+        if self._transport is not None:
+            size = self._transport.get_write_buffer_size()
+            self.socket.holds(size)
+            if size > self._limits.unread_bytes_max and self.paused and not self.deaf:
+                self.deaf = True
+                self._transport.pause_reading()
 
     # What the peer and the socket say.
 
@@ -385,14 +445,21 @@ class Output:
         """It has room again."""
         self.paused = False
         self._set_direct_max()
+        self.look()
+        if self.deaf and self._transport is not None:
+            self.deaf = False
+            self._transport.resume_reading()
         if self.ready:
             self.schedule()
 
-    def grant(self, increment: int) -> None:
-        """WINDOW_UPDATE for the connection."""
-        self.window += increment
+    def grant(self, increment: int) -> int:
+        """WINDOW_UPDATE for the connection; gives its window."""
+        self.reserve += increment
+        if not self.pending:  # nothing of this turn's share is used
+            self._divide_window()
         if self.ready:
             self.schedule()
+        return self.window + self.reserve
 
     def set_stream_window(self, size: int) -> None:
         """SETTINGS_INITIAL_WINDOW_SIZE; the caller wakes the outboxes of its streams."""

@@ -326,6 +326,7 @@ class Streams:
                 self._remember(sid)
             if self.observer is not None:
                 self.observer(head.route.path, refusal.code, 0.0)
+            self._guard.count(guard.REFUSAL)
             return
         if head.route.unary is not None or head.page is not None:
             if head.page is not None:

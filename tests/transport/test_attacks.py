@@ -287,6 +287,60 @@ async def test_slow_reader_with_a_tiny_window() -> None:
         assert 999_000 < (await server.stats())["output_bytes"] < 1_000_005
 
 
+async def test_refused_calls_flood() -> None:
+    """Calls refused because of their headers have a limit."""
+    async with target(refusals_per_second_max=200) as server, server.peer() as peer:
+        fields = request_fields("/no.Where/Is")
+
+        async def attack() -> None:
+            peer.send(*(peer.headers(sid, fields, "END_STREAM") for sid in new_sids(peer, 20)))
+
+        assert await sent_away(server, peer, attack) == "too_many_refusals"
+
+
+def refused_with_long_texts(peer: Peer, count: int) -> bytes:
+    """Calls whose refusals repeat a path that takes nine times its bytes there."""
+    path = b"/" + b"\xff" * 350 + b"/y"
+    fields = [(n.encode(), path if n == ":path" else v.encode()) for n, v in ECHO]
+    peer.encoder.encode(ECHO)  # the update of the table's size is said once
+    block = peer.encoder.encode(fields, huffman=False)
+    return b"".join(
+        HeadersFrame(sid, block, flags=["END_HEADERS", "END_STREAM"]).serialize()
+        for sid in new_sids(peer, count)
+    )
+
+
+async def test_refusals_that_are_not_read() -> None:
+    """A peer that does not read what it provokes is not read from either, until it reads."""
+    limit = 1 << 20
+    async with (
+        target(
+            unread_bytes_max=limit, turn_bytes_max=limit // 2, refusals_per_second_max=MANY
+        ) as server,
+        server.peer() as peer,
+    ):
+        await peer.call(PATH + "Echo")
+        peer.write(refused_with_long_texts(peer, 24_000))
+        await server.until(lambda now: now["output_bytes"] > limit)
+        for _ in range(20):
+            assert (await server.stats())["output_bytes"] < 2 * limit
+        assert peer.writer.transport.get_write_buffer_size() > limit
+        for _ in range(24_000):
+            await peer.until(lambda f: isinstance(f, HeadersFrame))
+            peer.seen.clear()
+        assert (await peer.call(PATH + "Echo", b"next")).messages == [b"next"]
+
+
+async def test_refusals_count_as_unread_answers() -> None:
+    """Whose refusals fill what all connections share is closed as if they were answers."""
+    async with (
+        target(output_bytes_total_max=1 << 20, refusals_per_second_max=MANY) as server,
+        server.peer() as peer,
+    ):
+        peer.write(refused_with_long_texts(peer, 24_000))
+        await server.until(lambda now: now["refusals"] == {"output_bytes_total_max": 1})
+
+
 async def test_unread_answers_of_one_connection() -> None:
     """Beyond its limit (the largest not counted) a connection gets no more calls served."""
     async with (
@@ -405,7 +459,9 @@ async def test_ten_thousand_streams(ended: str) -> None:
     """Ten thousand streams, reset or answered, leave no stream, task or memory behind."""
     fields = {"reset": NEVER, "answered": ECHO, "refused": request_fields("/no.Where/Is")}[ended]
     async with (
-        target(resets_per_second_max=MANY, settings_per_second_max=MANY) as server,
+        target(
+            resets_per_second_max=MANY, settings_per_second_max=MANY, refusals_per_second_max=MANY
+        ) as server,
         server.peer() as peer,
     ):
         peer.send(WindowUpdateFrame(0, 1 << 30))
@@ -427,7 +483,9 @@ async def test_ten_thousand_streams(ended: str) -> None:
 async def test_ten_thousand_bidi_streams() -> None:
     """Streams that were opened, used and reset leave nothing either."""
     async with (
-        target(resets_per_second_max=MANY, settings_per_second_max=MANY) as server,
+        target(
+            resets_per_second_max=MANY, settings_per_second_max=MANY, refusals_per_second_max=MANY
+        ) as server,
         server.peer() as peer,
     ):
         for _ in range(50):

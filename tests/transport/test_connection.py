@@ -226,6 +226,21 @@ async def test_a_turn_is_bounded() -> None:
     world.end()
 
 
+async def test_small_answers_of_a_turn_are_bounded() -> None:
+    """Many small calls of one read do not fill the socket's buffer with answers either."""
+    world = World()
+    world.feed(SettingsFrame(0, settings={4: 1 << 20}).serialize())
+    world.feed(WindowUpdateFrame(0, 1 << 30).serialize())
+    before = len(world.socket.written)
+    world.connection.data_received(conversation([("Size", b"16000", "", False)] * 400))
+    limit = TEST_LIMITS.turn_bytes_max
+    assert len(world.socket.written) - before < 2 * limit + 100_000
+    for _ in range(20):  # the rest follows, turn by turn
+        await asyncio.sleep(0)
+    assert len(world.socket.written) - before > 400 * 16_000
+    world.end()
+
+
 def _any_frame() -> st.SearchStrategy[bytes]:
     """A frame of any type, flags, stream and payload, often a sensible one."""
 

@@ -60,6 +60,8 @@ def test_answers_clear_strikes() -> None:
         (guard.SETTINGS, "settings"),
         (guard.CONTROL, "control"),
         (guard.SMALL_DATA, "small_data"),
+        (guard.REFUSAL, "refusals"),
+        (guard.UNSERVED, "unserved"),
     ],
 )
 def test_buckets(what: int, name: str) -> None:
