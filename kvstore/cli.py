@@ -104,6 +104,8 @@ def _switch(name: str, *, meaning: str) -> click.Option:
 
 
 _SIZE = click.IntRange(min=1)
+_UNSIGNED_32 = click.IntRange(min=1, max=2**32 - 1)
+"""What a setting of HTTP/2 can say (RFC 9113 section 6.5.1)."""
 
 
 _DATA_DIR = _flag(
@@ -146,7 +148,7 @@ _SERVE_FLAGS = [
     _flag(
         "max-concurrent-streams",
         default=Config().transport.streams_per_connection_max,
-        kind=_SIZE,
+        kind=_UNSIGNED_32,
         meaning="Most calls at a time on one connection.",
     ),
     _flag(
@@ -227,6 +229,10 @@ def serve(
 ) -> int:
     """Serve clients until SIGTERM or SIGINT; a second signal ends the process at once."""
     bounds = bounds_within(memory_limit())
+    message_bytes_max = max_request_bytes + bounds.request.request_overhead_bytes
+    if message_bytes_max > bounds.transport.request_bytes_total_max:
+        most = bounds.transport.request_bytes_total_max - bounds.request.request_overhead_bytes
+        raise StartError(f"--max-request-bytes may be {most} at most with the memory there is")
     config = replace(
         bounds,
         request=replace(
@@ -236,7 +242,7 @@ def serve(
         transport=replace(
             bounds.transport,
             streams_per_connection_max=max_concurrent_streams,
-            message_bytes_max=max_request_bytes + bounds.request.request_overhead_bytes,
+            message_bytes_max=message_bytes_max,
         ),
         watch=replace(bounds.watch, progress_interval=watch_progress_notify_interval),
     )

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -21,6 +21,9 @@ from kvstore.transport.api import CallObserver, HttpHandler, Kind, Method
 from kvstore.transport.limits import Limits
 from kvstore.transport.server import Server, Stats
 from kvstore.transport.tls import Tls, TlsFiles
+
+if TYPE_CHECKING:
+    from kvstore.transport.grpcio_server import GrpcioServer
 
 Reporter = Callable[[str, Exception], None]
 
@@ -49,6 +52,11 @@ class Sockets(NamedTuple):
 
 def bind_all(options: ServeOptions) -> Sockets:
     """Bind every listen URL; raises ``ListenError``, and then none is bound."""
+    if options.transport is TransportKind.GRPCIO:
+        _grpcio_server()
+        for address in options.listen_client_urls:
+            if address.tls:
+                raise ListenError(f"--transport grpcio does not serve https: {address.url}")
     bound: list[Bound] = []
     addresses = [*options.listen_client_urls, *options.listen_metrics_urls]
     try:
@@ -79,6 +87,15 @@ def make_tls(options: TlsOptions | None, on_failure: Reporter) -> Tls | None:
         raise ListenError(f"unusable certificates or keys in {names}: {error.reason}") from error
     except OSError as error:
         raise ListenError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _grpcio_server() -> "type[GrpcioServer]":
+    """The reference transport; raises ``ListenError`` where grpcio is not installed."""
+    try:
+        from kvstore.transport.grpcio_server import GrpcioServer  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise ListenError(f"--transport grpcio needs kvstore[grpcio]: {error}") from error
+    return GrpcioServer
 
 
 class Front:
@@ -116,9 +133,7 @@ class Front:
         self._metrics = server((), metrics_pages)
         self._clients = server(methods, client_pages)
         if kind is TransportKind.GRPCIO:
-            from kvstore.transport.grpcio_server import GrpcioServer  # noqa: PLC0415 - optional
-
-            self._grpcio = GrpcioServer(
+            self._grpcio = _grpcio_server()(
                 methods=methods,
                 limits=limits,
                 clock=clock.monotonic,
@@ -138,8 +153,6 @@ class Front:
             path = bound.address.path
             host, port = ("", 0) if path else bound.sock.getsockname()[:2]
             bound.sock.close()
-            if bound.address.tls:
-                raise ListenError(f"--transport grpcio does not serve https: {bound.url}")
             at = f"unix:{path}" if path else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             await self._grpcio.listen(at)
         await self._grpcio.start()

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,8 @@ HTTPS = ["--listen-client-urls=https://127.0.0.1:0", "--cert-file=c.pem", "--key
         (["serve", "surplus"], "surplus"),
         (["serve", "--max-txn-ops=none"], "--max-txn-ops"),
         (["serve", "--max-txn-ops=0"], "--max-txn-ops"),
+        (["serve", "--max-concurrent-streams=5000000000"], "--max-concurrent-streams"),
+        (["serve", URL, "--max-request-bytes=1000000000000"], "--max-request-bytes"),
         (["serve", "--log-level=loud"], "--log-level"),
         (["serve", "--transport=pigeon"], "--transport"),
         (["serve", "--watch-progress-notify-interval=10"], "--watch-progress-notify-interval"),
@@ -174,6 +177,7 @@ HTTPS = ["--listen-client-urls=https://127.0.0.1:0", "--cert-file=c.pem", "--key
         (["serve", "--listen-client-urls=https://127.0.0.1:0"], "--cert-file"),
         (["serve", *HTTPS, "--client-cert-auth"], "--trusted-ca-file"),
         (["serve", URL, "--log-outputs=/nowhere/log"], "/nowhere/log"),
+        (["serve", *HTTPS, "--transport=grpcio"], "grpcio does not serve https"),
     ],
 )
 def test_wrong_flags(
@@ -187,6 +191,19 @@ def test_wrong_flags(
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("kvstore: ")
     assert named in err
+    assert not data.exists()
+
+
+def test_grpcio_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reference transport without its library is one line that says what to install."""
+    monkeypatch.delitem(sys.modules, "kvstore.transport.grpcio_server", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc.aio", None)
+    data = tmp_path / "data"
+    words = ["serve", "--data-dir", str(data), URL, "--transport=grpcio"]
+    assert cli.main(words) == cli.EXIT_REFUSED
+    assert capsys.readouterr().err.startswith("kvstore: --transport grpcio needs kvstore[grpcio]: ")
     assert not data.exists()
 
 
