@@ -5,7 +5,7 @@ comes out goes back to the event loop with ``call_soon_threadsafe``. The writer 
 has reported a commit.
 
 The writer's queue holds at most one commit (the interface promises it), one defragmentation and the
-end. The readers' queue holds ``READS_MAX``; a read above is refused at once.
+end. The readers' queue holds ``READS_MAX``; a read above is refused at once (``ReadsFullError``).
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from kvstore.backend import (
     Sizes,
 )
 from kvstore.config import SqliteConfig
-from kvstore.errors import BackendError
+from kvstore.errors import BackendError, ReadsFullError
 
 READS_MAX = 10_000
-"""Reads that may wait; more are answered with ``BackendError``."""
+"""Reads that may wait; more are answered with ``ReadsFullError``."""
 
 Result = TypeVar("Result")
 
@@ -240,8 +240,8 @@ class SqliteBackend:
         self, read: Callable[[Reader], Result], done: Callable[[Result | BackendError], None]
     ) -> None:
         refused = self._refuses_reads()
-        if refused:
-            self._loop.call_soon(done, BackendError(refused))
+        if refused is not None:
+            self._loop.call_soon(done, refused)
             return
         self._reads_waiting += 1
 
@@ -260,12 +260,12 @@ class SqliteBackend:
 
         self._reads.put(job)
 
-    def _refuses_reads(self) -> str:
+    def _refuses_reads(self) -> BackendError | None:
         if self._closed is not None:
-            return f"{self._path} is closed"
+            return BackendError(f"{self._path} is closed")
         if self._reads_waiting >= READS_MAX:
-            return f"{self._path} has {READS_MAX} reads waiting"
-        return ""
+            return ReadsFullError(f"{self._path} has {READS_MAX} reads waiting")
+        return None
 
     # -- threads -------------------------------------------------------------------------------
 

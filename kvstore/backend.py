@@ -149,13 +149,16 @@ class Backend(Protocol):
     def read_values(
         self, ids: Sequence[RowId], done: Callable[[list[bytes | None] | BackendError], None]
     ) -> None:
-        """The values of committed rows, in the order asked; None for a row that is not there."""
+        """The values of committed rows, in the order asked; None for a row that is not there.
+
+        ``ReadsFullError`` when too many reads wait; any other error means that storage failed.
+        """
 
     def read_rows(
         self, after: RowId, rows_max: int, done: Callable[[list[Row] | BackendError], None]
     ) -> None:
         """Up to ``rows_max`` rows greater than ``after`` in (revision, sub) order, values
-        included.
+        included. Errors as in ``read_values``.
         """
 
     def sizes(self) -> Sizes:

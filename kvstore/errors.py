@@ -152,3 +152,7 @@ class BackendError(Exception):
     """Storage failed: the operator's business, never shown to a client. The message says what
     failed.
     """
+
+
+class ReadsFullError(BackendError):
+    """A read was refused at once because too many wait; nothing is wrong with storage."""

@@ -6,6 +6,8 @@ every fetch that began before has ended (``Holds``).
 A read that fails is tried again, READ_ATTEMPTS_MAX times in all. A shard that then still does not
 read, or that lacks a row which must be there, cannot be trusted and is given up
 (``Commits.give_up``): without that, whoever needs the value would wait for ever.
+A read that is refused because too many wait says nothing of the shard; its request is refused
+(``TooManyRequestsError``), and watchers ask again at the next tick.
 """
 
 from collections import OrderedDict
@@ -13,7 +15,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvstore.errors import BackendError, CorruptError, StoppedError, StoreError
+from kvstore.errors import (
+    BackendError,
+    CorruptError,
+    ReadsFullError,
+    StoppedError,
+    StoreError,
+    TooManyRequestsError,
+)
 from kvstore.history import Entry
 from kvstore.kv import frame_key_value
 
@@ -112,6 +121,8 @@ class Fetch:
                 self._give_up(shard, f"row {sub} of revision {mod} is missing", CorruptError())
             else:
                 self._end()
+        elif isinstance(values, ReadsFullError):
+            self._end(TooManyRequestsError())
         elif attempt < READ_ATTEMPTS_MAX:
             again = partial(self._ask, shard, places, attempt + 1)
             self._store.commits.call_later(READ_RETRY_SECONDS, again)

@@ -5,8 +5,8 @@ bind the sockets, read the certificates, take the shards, load the store, accept
 
 Stop, on the first SIGTERM or SIGINT: accept no more, let calls that are under way finish with their
 commits, end streams with ``etcdserver: server stopped``, wait for everything appended to be
-durable, let the shards go; ``stop_timeout`` and ``close_timeout`` bound that. A second signal ends the process at once; nothing acknowledged is lost
-by that either.
+durable, let the shards go; ``stop_timeout`` and ``close_timeout`` bound that. A second signal ends
+the process at once; nothing acknowledged is lost by that either.
 
 When storage fails for good, or an exception shows that the state in memory cannot be trusted, the
 server stops likewise, with exit code 1: what is on disk is right, and a new process reads it.

@@ -159,7 +159,7 @@ class Store:
 
         None stands for a version that compaction removed meanwhile. A row that is missing for any
         other reason is corruption: ``done`` gets CorruptError, and the shard must not be trusted. A
-        storage failure gives StoppedError.
+        storage failure gives StoppedError, too many reads at once TooManyRequestsError.
         """
         Fetch(self, pairs, done).start()
 

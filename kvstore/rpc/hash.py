@@ -26,9 +26,11 @@ from kvstore.errors import (
     BackendError,
     CompactedError,
     FutureRevisionError,
+    ReadsFullError,
     StoppedError,
     StoreError,
     TimedOutError,
+    TooManyRequestsError,
 )
 from kvstore.kv import frame_key_value, varint
 from kvstore.store import Store
@@ -111,7 +113,8 @@ class KeyValueHash:
         if self._cancelled():
             self._done(TimedOutError())
         elif isinstance(rows, BackendError):
-            self._done(StoppedError())
+            full = isinstance(rows, ReadsFullError)
+            self._done(TooManyRequestsError() if full else StoppedError())
         elif self._store.compact_revision != self._compacted:
             self._start_again()
         elif rows and rows[-1][0] <= self._revision:

@@ -23,6 +23,7 @@ from kvstore.errors import (
     RequestTooLargeError,
     StoreError,
     TimedOutError,
+    TooManyRequestsError,
     UnreadyError,
 )
 from kvstore.fetch import Fetched
@@ -229,6 +230,8 @@ class KvService:
         def fetched(values: Fetched) -> None:
             if isinstance(values, StoreError) or None in values:
                 error = values if isinstance(values, StoreError) else CorruptError()
+                if isinstance(error, TooManyRequestsError):
+                    error = TimedOutError()  # it has been executed: not refused, but unknown
                 self._commits.release(touched, Refusal(call, error), b"")
                 return
             found = dict(zip(pairs, values, strict=True))

@@ -16,7 +16,7 @@ from backends.sqlite import SqliteBackend
 from backends.sqlite_writer import Writer
 from kvstore.backend import Batch, CommitResult, LeaseRow, Outcome, Row
 from kvstore.config import SqliteConfig
-from kvstore.errors import BackendError
+from kvstore.errors import BackendError, ReadsFullError
 from tests.backends.faults import Faults, faults_under_sqlite
 from tests.backends.raw import raw
 from tests.backends.storage import Session, put
@@ -324,5 +324,5 @@ async def test_reads_are_bounded(session: Session, monkeypatch: pytest.MonkeyPat
         while len(answers) < 5:
             await anyio.lowlevel.checkpoint()
     assert 3 == answers.count([b"v"])
-    assert 2 == sum(isinstance(answer, BackendError) for answer in answers)
+    assert 2 == sum(isinstance(answer, ReadsFullError) for answer in answers)
     assert [b"v"] == await session.values((2, 0))

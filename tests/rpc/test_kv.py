@@ -1,6 +1,6 @@
 """Reads that take several turns, while writes, compactions and damage come in between."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from backends.memory import MemoryDisk
 from kvstore import errors
+from kvstore.backend import RowId
 from kvstore.config import CommitConfig
+from kvstore.errors import BackendError, ReadsFullError
 from kvstore.pb import rpc_pb2 as pb
 from tests.model import Model
-from tests.stack import STORE, Answered, Stack, serve
+from tests.stack import STORE, Answered, PromptReads, Stack, serve
 
 ALL = pb.RangeRequest(key=b"\0", range_end=b"\0")
 keys = st.sampled_from([b"a", b"b", b"b/1", b"c", b"d", b"e", b"f", b"g"])
@@ -226,3 +228,36 @@ def test_refusals_that_rest_on_the_head_wait_for_it() -> None:
     assert not call.done
     engine.settle()
     assert call.failed == (errors.KeyNotFoundError.code, errors.KeyNotFoundError.text)
+
+
+class FullReads(PromptReads):
+    """Storage with too many reads waiting for one more."""
+
+    def read_values(
+        self, ids: Sequence[RowId], done: Callable[[list[bytes | None] | BackendError], None]
+    ) -> None:
+        """Refuse."""
+        done(ReadsFullError("too many"))
+
+
+def test_overloaded_storage_is_too_many_requests() -> None:
+    """Reads above the limit are refused with a status that says so, and the shard is not given up;
+    a write that was executed is unknown to its client, not refused.
+    """
+    disk = MemoryDisk()
+    eight_keys(disk).crash()
+    engine = Stack([disk], backend=FullReads)
+    get = pb.RangeRequest(key=b"a")
+    compare = pb.Compare(key=b"a", target=pb.Compare.VALUE, value=b"1")
+    put = pb.PutRequest(key=b"a", prev_kv=True)
+    too_many = (errors.TooManyRequestsError.code, errors.TooManyRequestsError.text)
+    timed_out = (errors.TimedOutError.code, errors.TimedOutError.text)
+    calls = [
+        (serve(engine.kv.range, get.SerializeToString()), too_many),
+        (serve(engine.kv.txn, pb.TxnRequest(compare=[compare]).SerializeToString()), too_many),
+        (serve(engine.kv.put, put.SerializeToString()), timed_out),
+    ]
+    engine.settle()
+    for call, expected in calls:
+        assert call.failed == expected
+    assert not engine.commits.queues[0].broken
