@@ -9,8 +9,8 @@ from hyperframe.frame import DataFrame
 
 from backends.memory import MemoryBackend, MemoryDisk
 from kvstore.backend import Outcome, RowId
-from kvstore.errors import BackendError, StoppedError
-from kvstore.fetch import READ_ATTEMPTS_MAX
+from kvstore.errors import BackendError, ReadsFullError, StoppedError, TooManyRequestsError
+from kvstore.fetch import READ_ATTEMPTS_MAX, Fetched
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.txn import DeleteRange, Put
 from kvstore.watch_message import PREVIOUS
@@ -25,13 +25,17 @@ from tests.watch_world import World
 Done = Callable[[list[bytes | None] | BackendError], None]
 
 
-class Failing:
-    """Answers the next ``times`` reads of a world's home shard with an error."""
+NO_ANSWER = BackendError("no answer")
 
-    def __init__(self, world: World, times: int) -> None:
+
+class Failing:
+    """Answers the next ``times`` reads of a world's home shard with ``error``."""
+
+    def __init__(self, world: World, times: int, error: BackendError = NO_ANSWER) -> None:
         backend = world.commits.queues[0].backend
         self._read = backend.read_values
         self._left = times
+        self._error = error
         self.asked = 0
         backend.read_values = self.read_values  # type: ignore[method-assign]
 
@@ -40,7 +44,7 @@ class Failing:
         self.asked += 1
         if self._left:
             self._left -= 1
-            done(BackendError("no answer"))
+            done(self._error)
         else:
             self._read(ids, done)
 
@@ -128,6 +132,31 @@ class TestFailing:
             world.wait()
         world.check_complete()
         assert not world.lost
+
+
+class TestFull:
+    """Reads that are refused because too many wait."""
+
+    def test_watchers_ask_again(self, world: World) -> None:
+        """At every tick, for as long as it lasts; nothing is wrong with the shard."""
+        reads = Failing(world, 3 * READ_ATTEMPTS_MAX, ReadsFullError("many wait"))
+        for _ in range(3 * READ_ATTEMPTS_MAX + 1):
+            world.wait()
+        world.check_complete()
+        assert reads.asked > 3 * READ_ATTEMPTS_MAX
+        assert not world.lost
+        assert not world.timers
+
+    def test_requests_are_refused(self, world: World) -> None:
+        """At once, with the words for it."""
+        world.settle()
+        world.forget_values()
+        Failing(world, 1, ReadsFullError("many wait"))
+        answers: list[Fetched] = []
+        entry = world.store.index.head(b"a")
+        assert entry
+        world.store.fetch([(b"a", entry)], answers.append)
+        assert isinstance(answers[0], TooManyRequestsError)
 
 
 class TestGivenUp:
