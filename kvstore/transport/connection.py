@@ -20,8 +20,9 @@ from typing import cast
 from kvstore.transport import frames, guard, linger
 from kvstore.transport.frames import ConnectionFault, StreamFault
 from kvstore.transport.guard import Guard
+from kvstore.transport.host import Host
 from kvstore.transport.output import Output
-from kvstore.transport.streams import Host, Streams
+from kvstore.transport.streams import Streams
 
 _DRAIN_SECONDS = 1.0
 _KEEPALIVE_PING = frames.ping(b"\0kalive\0")

@@ -16,7 +16,7 @@ import h11
 
 from kvstore.transport import linger
 from kvstore.transport.api import HttpRequest, HttpResponse
-from kvstore.transport.streams import Host
+from kvstore.transport.host import Host
 
 _TEXT = [("content-type", "text/plain; charset=utf-8")]
 

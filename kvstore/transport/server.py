@@ -19,11 +19,11 @@ from kvstore.transport import frames, grpc
 from kvstore.transport.api import CallObserver, HttpHandler, Method
 from kvstore.transport.frames import ConnectionFault
 from kvstore.transport.headers import Route, Routes
+from kvstore.transport.host import Connection
 from kvstore.transport.limits import Limits
 from kvstore.transport.listener import Listener
 from kvstore.transport.output import Output, Totals
 from kvstore.transport.sniff import Sniffer
-from kvstore.transport.streams import Connection
 from kvstore.transport.tls import Tls
 
 _LIMIT_CODES = {frames.NO_ERROR, frames.SETTINGS_TIMEOUT, frames.ENHANCE_YOUR_CALM}

@@ -9,8 +9,8 @@ from typing import cast
 
 from kvstore.transport.connection import Http2Connection
 from kvstore.transport.frames import PREFACE
+from kvstore.transport.host import Host
 from kvstore.transport.http1 import Http1Connection
-from kvstore.transport.streams import Host
 
 
 class Sniffer(asyncio.Protocol):

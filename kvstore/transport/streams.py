@@ -14,18 +14,16 @@ what the peer had on its way to them is no mistake.
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
 from kvstore.transport import frames, grpc, guard
-from kvstore.transport.api import CallObserver, HttpHandler, Kind, StatusError
+from kvstore.transport.api import Kind, StatusError
 from kvstore.transport.blocks import Blocks
 from kvstore.transport.calls import AnyCall, StreamCall, Transfer, UnaryCall
 from kvstore.transport.frames import ConnectionFault, StreamFault
 from kvstore.transport.guard import Guard
-from kvstore.transport.headers import Routes
+from kvstore.transport.host import Host
 from kvstore.transport.inbox import Inbox
-from kvstore.transport.limits import Limits
-from kvstore.transport.output import Output, Totals
+from kvstore.transport.output import Output
 from kvstore.transport.pages import PageCall, Pages
 
 _unpack_message: Callable[[bytes, int], tuple[int, int, int, int, int]]
@@ -33,63 +31,6 @@ _unpack_message = struct.Struct(">IBIBI").unpack_from
 """Header of a DATA frame and prefix of the message that it begins with."""
 _LEFT_MAX = 100
 _SMALL_DATA_BYTES = 256
-
-
-class Connection(Protocol):
-    """A connection, as the server sees it."""
-
-    @property
-    def waiting(self) -> int:
-        """Bytes of answers that the peer has not read."""
-
-    @property
-    def calls(self) -> int:
-        """Calls in progress."""
-
-    def tick(self, now: float, /) -> None:
-        """Called several times a second."""
-
-    def drain(self, code: int, message: str, /) -> None:
-        """Finish what is under way, end streams with a status, then close."""
-
-    def close(self) -> None:
-        """Close once what was handed to the socket is on its way."""
-
-    def abort(self) -> None:
-        """Close at once."""
-
-
-class Host(Protocol):
-    """The server, as its connections see it."""
-
-    limits: Limits
-    routes: Routes
-    http_handler: HttpHandler
-    totals: Totals
-    observer: CallObserver | None
-    clock: Callable[[], float]
-    greeting: bytes
-
-    def wall(self) -> float:
-        """Seconds since the Unix epoch, for ``date``."""
-
-    def schedule(self, output: Output, /) -> None:
-        """Flush ``output`` at the end of this turn of the loop."""
-
-    def opened(self, connection: "Connection", /) -> None:
-        """One more connection, or the next state of one."""
-
-    def closed(self, connection: "Connection", /) -> None:
-        """The connection is gone."""
-
-    def failed(self, what: str, error: Exception, /) -> None:
-        """Something of ours raised what it must not."""
-
-    def refused(self, limit: str, /) -> None:
-        """A limit was reached; for the counters."""
-
-    def faulted(self, fault: ConnectionFault, /) -> None:
-        """A connection ends with GOAWAY; for the counters."""
 
 
 class Streams:
