@@ -160,9 +160,12 @@ class Compactor:
         store = self._store
         history, up_to = store.history, self._up_to
         keys = history.keys_until(up_to)
+        rows: list[list[RowId]] = [[] for _ in self.drops]
         for key in keys[self._done_keys : self._done_keys + self._config.step_keys]:
             dropped = store.index.trim(key, up_to)
-            self.drops[store.shards.of(key)].add([(entry[0], entry[1]) for entry in dropped])
+            rows[store.shards.of(key)] += [(entry[0], entry[1]) for entry in dropped]
+        for drops, fallen in zip(self.drops, rows, strict=True):
+            drops.add(fallen)
         self._done_keys += self._config.step_keys
         if self._done_keys >= len(keys):
             self._done_keys = 0

@@ -23,11 +23,12 @@ to catch up), and a persistent ordered tree per revision (several times the memo
 each write, for reads that are rare).
 
 The log holds the same key and entry objects as the index, so a change costs two list slots.
+A sealed block is made of tuples, which the garbage collector looks at once.
 Only ``store`` appends, only ``compaction`` drops.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import accumulate
 
@@ -68,21 +69,22 @@ class _Block:
 
     __slots__ = ("dead", "entries", "keys", "order", "sums")
 
-    def __init__(self) -> None:
-        self.keys: list[bytes] = []
-        self.entries: list[Entry] = []
-        self.order: list[bytes] | None = None
-        self.sums: list[int] = []
-        self.dead: list[bytes] = []
+    def __init__(self, keys: list[bytes], entries: list[Entry]) -> None:
+        self.keys: Sequence[bytes] = keys
+        self.entries: Sequence[Entry] = entries
+        self.order: tuple[bytes, ...] | None = None
+        self.sums: tuple[int, ...] = ()
+        self.dead: tuple[bytes, ...] = ()
 
     def seal(self) -> None:
         """Sort the keys with their deltas, so that ranges are found by bisection."""
         pairs = sorted(zip(self.keys, map(_delta, self.entries), strict=True))
         deltas = [delta for _, delta in pairs]
-        self.order = [key for key, _ in pairs]
-        self.sums = [0, *accumulate(deltas)]
+        self.order = tuple([key for key, _ in pairs])
+        self.sums = (0, *accumulate(deltas))
         if -1 in deltas:
-            self.dead = [key for key, delta in pairs if delta < 0]
+            self.dead = tuple([key for key, delta in pairs if delta < 0])
+        self.keys, self.entries = tuple(self.keys), tuple(self.entries)
 
     def span(self, start: bytes, end: bytes | None) -> tuple[int, int]:
         """The slice of ``order`` in the range; only on a sealed block."""
@@ -91,7 +93,7 @@ class _Block:
 
     def deaths(
         self, start: bytes, end: bytes | None, position: int
-    ) -> tuple[list[bytes], int, int]:
+    ) -> tuple[Sequence[bytes], int, int]:
         """Sorted keys, and the slice of them that changes from ``position`` on deleted in the
         range.
         """
@@ -123,7 +125,13 @@ class History:
     r"""See the module's text. Revisions are those of entries; ``b"\\0"`` as end means no end."""
 
     def __init__(self) -> None:
-        self._blocks: list[_Block] = [_Block()]
+        self._blocks: list[_Block] = []
+        self._open_block()
+
+    def _open_block(self) -> None:
+        self._keys: list[bytes] = []
+        self._entries: list[Entry] = []
+        self._blocks.append(_Block(self._keys, self._entries))
 
     def __len__(self) -> int:
         """Changes held."""
@@ -131,12 +139,12 @@ class History:
 
     def append(self, key: bytes, entry: Entry) -> None:
         """Add the newest change; its (mod_revision, sub) is greater than all before."""
-        block = self._blocks[-1]
-        block.keys.append(key)
-        block.entries.append(entry)
-        if len(block.keys) == BLOCK_CHANGES:
-            block.seal()
-            self._blocks.append(_Block())
+        keys = self._keys
+        keys.append(key)
+        self._entries.append(entry)
+        if len(keys) == BLOCK_CHANGES:
+            self._blocks[-1].seal()
+            self._open_block()
 
     def newest(self) -> int:
         """The revision of the newest change; 0 if there is none."""
@@ -205,7 +213,7 @@ class History:
             seen = entries[-1][0]
         return found, up_to
 
-    def oldest_block(self, up_to: int) -> list[bytes] | None:
+    def oldest_block(self, up_to: int) -> Sequence[bytes] | None:
         """Keys of the oldest block if it is sealed and all its changes are earlier than revision
         ``up_to``.
         """
@@ -242,7 +250,7 @@ class Deaths:
         self._history = history
         self._end = end
         self._seen = after
-        self._heap: list[tuple[bytes, int, int, int, list[bytes]]] = []
+        self._heap: list[tuple[bytes, int, int, int, Sequence[bytes]]] = []
         self._sources = 0
 
     def refresh(self, start: bytes) -> None:
@@ -288,7 +296,7 @@ class Deaths:
         return found, looked
 
 
-def _span(order: list[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
+def _span(order: Sequence[bytes], start: bytes, end: bytes | None) -> tuple[int, int]:
     """The slice of sorted keys that is in the range."""
     low = bisect_left(order, start)
     if end is None:
@@ -296,7 +304,7 @@ def _span(order: list[bytes], start: bytes, end: bytes | None) -> tuple[int, int
     return low, len(order) if end == b"\0" else max(low, bisect_left(order, end, low))
 
 
-def _first_after(entries: list[Entry], revision: int) -> int:
+def _first_after(entries: Sequence[Entry], revision: int) -> int:
     """Position of the first entry later than ``revision``."""
     return bisect_right(entries, revision, key=_mod_revision)
 

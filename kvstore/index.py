@@ -17,9 +17,12 @@ Versions that are no longer head wait in ``older`` until compaction trims them, 
 tombstones included:
 
     put a (2), put a (3), delete a (4), put a (5)
-    chunks: a -> (5, 0, 5, 1, 0)      older: a -> [(2..), (3..), (4, 0, 0, 0, 0)]
+    chunks: a -> (5, 0, 5, 1, 0)      older: a -> ((2..), (3..), (4, 0, 0, 0, 0))
     at 3: (3..)   at 4: nothing   at 6: (5..)
-    trim(4): a -> [(4..)]    trim(5): a -> []     a tombstone stays only at the compact revision
+    trim(4): a -> ((4..),)   trim(5): a -> ()     a tombstone stays only at the compact revision
+
+They are tuples, which the garbage collector looks at once; a key that changes very often has a list
+of them, which grows without being copied and which the collector walks every time.
 
 Values are cached per head version, evicted a chunk at a time by a clock hand (a chunk read since
 the last pass gets another round). Values of revisions above ``keep_after`` are never evicted: they
@@ -27,7 +30,7 @@ may exist nowhere else.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kvstore.history import Entry
 
@@ -38,6 +41,9 @@ _MERGE_KEYS = 64
 """A chunk that shrinks below this joins its neighbour if both fit in half a chunk."""
 
 _OLDER_SEGMENTS = 64
+
+_TUPLE_VERSIONS = 4
+"""A key with more older versions has them in a list."""
 
 
 class Chunk:
@@ -53,6 +59,8 @@ class Chunk:
         self.hot = False
 
 
+_Versions = tuple[Entry, ...] | list[Entry]
+
 Place = tuple[int, Chunk, int, bool]
 """A chunk's number, the chunk, a position in it, and whether the key there is the one asked for."""
 
@@ -63,7 +71,7 @@ class Index:
     def __init__(self) -> None:
         self._chunks = [Chunk()]
         self._firsts = [b""]
-        self._older: list[dict[bytes, list[Entry]]] = [{} for _ in range(_OLDER_SEGMENTS)]
+        self._older: list[dict[bytes, _Versions]] = [{} for _ in range(_OLDER_SEGMENTS)]
         self._hand = 0
         self.live = 0
         self.value_bytes = 0
@@ -95,11 +103,9 @@ class Index:
         chunk.hot = True
         return chunk.values[at]
 
-    def older(self, key: bytes) -> list[Entry]:
-        """Versions of ``key`` that are not live, oldest first, tombstones included; not to be
-        changed.
-        """
-        return self._older[hash(key) % _OLDER_SEGMENTS].get(key, [])
+    def older(self, key: bytes) -> Sequence[Entry]:
+        """Versions of ``key`` that are not live, oldest first, tombstones included."""
+        return self._older[hash(key) % _OLDER_SEGMENTS].get(key, ())
 
     def at(self, key: bytes, revision: int) -> Entry | None:
         """The version of ``key`` that a read at ``revision`` sees, or None."""
@@ -188,7 +194,7 @@ class Index:
             chunk.hot = True
             self.value_bytes += len(value)
 
-    def load(self, key: bytes, entry: Entry, compact_revision: int) -> list[Entry]:
+    def load(self, key: bytes, entry: Entry, compact_revision: int) -> Sequence[Entry]:
         """Apply a stored change, in (mod, sub) order at start; returns versions that compaction has
         left behind.
         """
@@ -200,9 +206,9 @@ class Index:
             self._remember(key, entry)
         if entry[0] <= compact_revision:
             return self.trim(key, compact_revision)
-        return []
+        return ()
 
-    def trim(self, key: bytes, revision: int) -> list[Entry]:
+    def trim(self, key: bytes, revision: int) -> Sequence[Entry]:
         """Forget versions that no read at or after ``revision`` can see; returns them for storage
         to drop.
 
@@ -213,19 +219,19 @@ class Index:
         segment = self._older[hash(key) % _OLDER_SEGMENTS]
         versions = segment.get(key)
         if versions is None:
-            return []
+            return ()
         keep_from = bisect_right(versions, revision, key=_mod_revision)
         head = self.head(key)
         if head is None or head[0] > revision:
             newest = keep_from - 1
             if newest >= 0 and (versions[newest][3] or versions[newest][0] == revision):
                 keep_from = newest
-        dropped = versions[:keep_from]
         if keep_from == len(versions):
             del segment[key]
         elif keep_from:
-            del versions[:keep_from]
-        return dropped
+            kept = versions[keep_from:]
+            segment[key] = kept if len(kept) > _TUPLE_VERSIONS else tuple(kept)
+        return versions[:keep_from]
 
     # -- ranges -----------------------------------------
 
@@ -294,9 +300,13 @@ class Index:
         segment = self._older[hash(key) % _OLDER_SEGMENTS]
         versions = segment.get(key)
         if versions is None:
-            segment[key] = [entry]
-        else:
+            segment[key] = (entry,)
+        elif isinstance(versions, list):
             versions.append(entry)
+        elif len(versions) < _TUPLE_VERSIONS:
+            segment[key] = versions + (entry,)  # noqa: RUF005  # half of what unpacking costs
+        else:
+            segment[key] = [*versions, entry]
 
     def _split(self, at: int) -> None:
         """Halve a chunk; the new boundary is the right half's first key."""

@@ -113,6 +113,20 @@ def test_physical_is_answered_when_rows_are_gone() -> None:
     assert call.body is not None, call.failed
 
 
+def test_rows_wait_in_one_piece_per_step() -> None:
+    """What falls out in a step waits together: a row is no object of its own to the collector."""
+    engine = Stack([MemoryDisk()])
+    for n in range(40):
+        change(engine, b"%d" % (n % 20))
+    hold = engine.store.holds.begin()
+    compact(engine, 41)
+    finish(engine)
+    drops = engine.compactor.drops[0]
+    assert drops.count == 20
+    assert len(drops._waiting) <= 10, "two keys a step"
+    engine.store.holds.end(hold)
+
+
 def test_a_fetch_holds_back_rows() -> None:
     """Rows that fell out while a fetch was under way wait for its end."""
     disk = MemoryDisk()

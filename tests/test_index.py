@@ -1,5 +1,6 @@
 """The index against a dictionary of versions, in chunks so small that they split and join."""
 
+import gc
 from bisect import bisect_left
 
 import pytest
@@ -76,7 +77,7 @@ class IndexAgainstVersions(RuleBasedStateMachine):
             kept = versions[len(past) :]
             if past and (past[-1][3] or past[-1][0] == up_to):
                 kept = [past.pop(), *kept]
-            assert past == self.index.trim(key, up_to)
+            assert past == list(self.index.trim(key, up_to))
             self.versions[key] = kept
             if not kept:
                 del self.versions[key]
@@ -155,6 +156,36 @@ class IndexAgainstVersions(RuleBasedStateMachine):
 
 IndexAgainstVersions.TestCase.settings = settings(stateful_step_count=60)
 TestIndexAgainstVersions = IndexAgainstVersions.TestCase
+
+
+def test_older_versions_are_nothing_to_the_collector() -> None:
+    """What churn leaves behind is tuples of numbers, which the collector looks at once."""
+    tested = index.Index()
+    names = [b"%05d" % n for n in range(5_000)]
+    gc.collect()
+    before = len(gc.get_objects())
+    for n, key in enumerate(names):
+        tested.put(key, (n + 2, 0, n + 2, 1, 0), None)
+        tested.put(key, (n + 20_002, 0, n + 2, 2, 0), None)
+        if n % 2:
+            tested.delete(key, (n + 30_000, 0, 0, 0, 0))
+    gc.collect()
+    gc.collect()
+    assert len(gc.get_objects()) - before < 500
+
+
+def test_a_key_of_many_versions() -> None:
+    """Its older versions stay in order while they become more and fewer."""
+    tested = index.Index()
+    entries = [(n, 0, 2, n - 1, 0) for n in range(2, 30)]
+    for entry in entries:
+        tested.put(b"a", entry, None)
+    assert entries[:-1] == list(tested.older(b"a"))
+    for revision in (4, 12, 20, 27, 29):
+        dropped = [entry for entry in entries[:-1] if entry[0] < revision]
+        assert dropped == list(tested.trim(b"a", revision))
+        entries = entries[len(dropped) :]
+        assert entries[:-1] == list(tested.older(b"a"))
 
 
 def test_chunks_split_and_join(monkeypatch: pytest.MonkeyPatch) -> None:
