@@ -86,7 +86,7 @@ def make_tls(options: TlsOptions | None, on_failure: Reporter) -> Tls | None:
         names = " ".join(str(path) for path in files.paths())
         raise ListenError(f"unusable certificates or keys in {names}: {error.reason}") from error
     except OSError as error:
-        raise ListenError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise ListenError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
 def _grpcio_server() -> "type[GrpcioServer]":
@@ -162,7 +162,7 @@ class Front:
         try:
             server.listen(bound.sock, tls=tls, http1_only=http1_only)
         except OSError as error:
-            raise ListenError(f"cannot listen on {bound.url}: {error.strerror}") from error
+            raise ListenError(f"cannot listen on {bound.url}: {error.strerror or error}") from error
 
     async def drain(self, grace_seconds: float) -> None:
         """Stop to accept, let unary calls finish, end streams as etcd does; then close."""

@@ -80,7 +80,8 @@ def bind(address: Address) -> socket.socket:
     try:
         return _bind_path(address.path) if address.path else _bind_port(address)
     except OSError as error:
-        reason = "address already in use" if error.errno == errno.EADDRINUSE else error.strerror
+        taken = error.errno == errno.EADDRINUSE
+        reason = "address already in use" if taken else error.strerror or error
         raise ListenError(f"cannot listen on {address.url}: {reason}") from error
 
 

@@ -17,7 +17,7 @@ from kvstore.memory import memory_limit
 from kvstore.options import ServeOptions, TransportKind
 from tests.backends.raw import raw
 from tests.program import Program, get, put, run, serving, url
-from tests.transport.certificates import Authority
+from tests.transport.certificates import Authority, lock
 
 Served = tuple[Config, ServeOptions]
 
@@ -225,6 +225,22 @@ class TestWhatIsInTheWay:
         flag = "--listen-client-urls=http://203.0.113.1:1"
         assert "203.0.113.1" in refused("serve", "--data-dir", str(tmp_path / "d"), flag)
 
+    def test_path_that_is_too_long(self, tmp_path: Path) -> None:
+        """A UNIX socket whose path the system does not take is named with the reason."""
+        flag = f"--listen-client-urls=unix://{tmp_path}/{'x' * 200}"
+        line = refused("serve", "--data-dir", str(tmp_path / "data"), flag)
+        assert "path too long" in line
+
+    def test_key_under_a_password(self, tmp_path: Path) -> None:
+        """Nobody is asked for it."""
+        certificate, key = Authority.make(tmp_path, "ca").issue("server")
+        lock(key, tmp_path / "locked.key")
+        files = [f"--cert-file={certificate}", f"--key-file={tmp_path}/locked.key"]
+        https = "--listen-client-urls=https://127.0.0.1:0"
+        data = tmp_path / "data"
+        assert "password" in refused("serve", "--data-dir", str(data), https, *files)
+        assert not data.exists()
+
     def test_metrics_port_in_use(self, tmp_path: Path) -> None:
         """Likewise a port for metrics."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -270,6 +286,8 @@ class TestWhatIsInTheWay:
         assert "missing.pem" in refused("serve", *data, https, *files)
         missing.write_text("nonsense")
         assert "missing.pem" in refused("serve", *data, https, *files)
+        files[0] = f"--cert-file={tmp_path}"
+        assert f"cannot read {tmp_path}: Is a directory" in refused("serve", *data, https, *files)
         assert not (tmp_path / "data").exists()
 
 

@@ -3,7 +3,9 @@
 etcd reads its certificates at every handshake; here each handshake looks at the files' times and
 sizes, and a changed file gives a new context for this and later handshakes.
 A set of files that cannot be read (half written, a key that does not fit) leaves the old context in
-place: a server must not lose its TLS to a bad renewal. The failure is told once per change.
+place: a server must not lose its TLS to a bad renewal. Every handshake tries again; the failure is
+told once per change.
+A key under a password is refused: there is nobody to ask for it.
 
 Sizes of work: a look is one ``stat`` per file, a few microseconds beside a handshake's millisecond.
 """
@@ -12,6 +14,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 _BOTH = ("h2", "http/1.1")
 """Offered by ALPN; grpc-go insists on ``h2``."""
@@ -43,11 +46,13 @@ def build_context(files: TlsFiles, protocols: Sequence[str] = _BOTH) -> ssl.SSLC
 
     Raises ``OSError`` or ``ssl.SSLError`` for files that do not serve.
     """
+    for path in files.paths():
+        path.open("rb").close()  # OpenSSL does not say which file it cannot read
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(list(protocols))
-    context.load_cert_chain(files.certificate, files.key)
+    context.load_cert_chain(files.certificate, files.key, password=_no_password)
     if files.client_ca is not None:
         context.load_verify_locations(files.client_ca)
         context.verify_mode = ssl.CERT_OPTIONAL
@@ -56,14 +61,38 @@ def build_context(files: TlsFiles, protocols: Sequence[str] = _BOTH) -> ssl.SSLC
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     if files.require_client_certificate:
         if files.client_ca is None:
-            raise ssl.SSLError("client certificates are required, but no CA to check them is given")
+            raise _refused("client certificates are required, but no CA to check them is given")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def _refused(reason: str) -> ssl.SSLError:
+    """An error that says ``reason`` as those of OpenSSL do."""
+    error = ssl.SSLError(ssl.SSL_ERROR_SSL, reason)
+    error.reason = reason
+    return error
+
+
+def _no_password() -> NoReturn:
+    """OpenSSL would ask on the terminal, and wait."""
+    raise _refused("keys under a password are not supported")
 
 
 def _build(files: TlsFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Contexts that offer both protocols, and HTTP/1.1 alone."""
     return build_context(files, _BOTH), build_context(files, _HTTP1)
+
+
+_Look = tuple[tuple[int, int, int], ...]
+
+
+def _glance(path: Path) -> tuple[int, int, int]:
+    """Of a file that cannot be looked at: the reason's number."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return error.errno or 0, 0, 0
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 class Tls:
@@ -74,20 +103,24 @@ class Tls:
         self._files = files
         self._on_failure = on_failure
         self._seen = self._look()
+        self._told: _Look | None = None
+        """The files of which a failure was told."""
         self._both, self._http1 = _build(files)
 
-    def _look(self) -> tuple[tuple[int, int, int], ...]:
+    def _look(self) -> _Look:
         """What tells a changed file from an unchanged one."""
-        stats = [path.stat() for path in self._files.paths()]
-        return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
+        return tuple(_glance(path) for path in self._files.paths())
 
     def context(self, *, http1_only: bool) -> ssl.SSLContext:
         """The context for the next handshake, which offers HTTP/2 as well or not."""
-        try:
-            seen = self._look()
-            if seen != self._seen:
-                self._seen = seen
+        seen = self._look()
+        if seen != self._seen:
+            try:
                 self._both, self._http1 = _build(self._files)
-        except (OSError, ssl.SSLError) as error:  # SSLError is an OSError; both for the reader
-            self._on_failure("certificates cannot be reloaded", error)
+                self._seen = seen
+                self._told = None
+            except (OSError, ssl.SSLError) as error:  # SSLError is an OSError; for the reader
+                if seen != self._told:
+                    self._told = seen
+                    self._on_failure("certificates cannot be reloaded", error)
         return self._http1 if http1_only else self._both

@@ -66,5 +66,11 @@ class Authority:
         return revocations
 
 
+def lock(key: Path, locked: Path) -> None:
+    """Write ``key`` to ``locked``, under a password."""
+    password = ("-aes256", "-passout", "pass:x")
+    _run("openssl", "ec", "-in", str(key), "-out", str(locked), *password)
+
+
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)

@@ -1,6 +1,7 @@
 """TLS: both protocols by ALPN, client certificates, handshakes that fail, files that change."""
 
 import asyncio
+import errno
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ import grpc
 import pytest
 
 from kvstore.transport.tls import Tls, TlsFiles, build_context
-from tests.transport.certificates import Authority
+from tests.transport.certificates import Authority, lock
 from tests.transport.limits import TEST_LIMITS
 from tests.transport.peer import PATIENCE, ClosedError, connected
 from tests.transport.running import eventually, serving
@@ -169,8 +170,34 @@ async def test_certificates_are_reloaded(authority: Authority, tmp_path: Path) -
         current.key.write_text("half written")
         assert [await name(running.port), await name(running.port)] == ["second", "second"]
         assert failures == ["certificates cannot be reloaded"]
+        current.key.unlink()
+        assert [await name(running.port), await name(running.port)] == ["second", "second"]
+        assert failures == ["certificates cannot be reloaded"] * 2
         install(authority.issue("third"))
         assert await name(running.port) == "third"
+        assert len(failures) == 2
+
+
+async def test_certificates_are_tried_again(
+    files: TlsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that could not be read for want of something else are read by a later handshake."""
+    certificate = tmp_path / "tls.crt"
+    certificate.write_bytes(files.certificate.read_bytes())
+    failures: list[str] = []
+    tls = Tls(replace(files, certificate=certificate), lambda what, _: failures.append(what))
+    first = tls.context(http1_only=False)
+    certificate.write_bytes(files.certificate.read_bytes() + b"\n")
+
+    def exhausted(*_: object) -> ssl.SSLContext:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvstore.transport.tls.build_context", exhausted)
+        assert tls.context(http1_only=False) is first
+        assert tls.context(http1_only=False) is first
+    assert len(failures) == 1
+    assert tls.context(http1_only=False) is not first
 
 
 async def test_handshakes_that_fail(authority: Authority, files: TlsFiles) -> None:
@@ -213,6 +240,26 @@ def test_required_certificates_need_an_authority(files: TlsFiles) -> None:
     """To require client certificates without a CA is a mistake that shows at once."""
     with pytest.raises(ssl.SSLError, match="no CA"):
         build_context(replace(files, require_client_certificate=True))
+
+
+def test_key_under_a_password(files: TlsFiles, tmp_path: Path) -> None:
+    """Nobody is asked for a password: the server would stop to wait for it."""
+    key = tmp_path / "locked.key"
+    lock(files.key, key)
+    with pytest.raises(ssl.SSLError, match="password"):
+        build_context(replace(files, key=key))
+
+
+def test_directory_for_a_file(files: TlsFiles, tmp_path: Path) -> None:
+    """The file that cannot be read is named, whichever it is."""
+    for broken in (
+        replace(files, certificate=tmp_path),
+        replace(files, key=tmp_path),
+        replace(files, client_ca=tmp_path),
+    ):
+        with pytest.raises(IsADirectoryError) as caught:
+            build_context(broken)
+        assert caught.value.filename == str(tmp_path)
 
 
 def test_missing_files(tmp_path: Path) -> None:
