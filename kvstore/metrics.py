@@ -80,17 +80,16 @@ class CallMetrics:
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self._calls = {method.path: _Calls(method) for method in methods}
-        self.unknown = 0
-        """Calls of methods that are not served."""
 
     def observe(self, path: bytes, code: int, seconds: float) -> None:
-        """A call of ``path`` ended with ``code`` after ``seconds``."""
+        """A call of ``path`` ended with ``code`` after ``seconds``.
+
+        As in etcd, those of methods that are not served are nobody's.
+        """
         calls = self._calls.get(path)
-        if calls is None:
-            self.unknown += 1
-            return
-        calls.codes[code] += 1
-        calls.handling.observe(seconds)
+        if calls is not None:
+            calls.codes[code] += 1
+            calls.handling.observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """The gRPC metrics of etcd, of methods that have been called."""
