@@ -127,6 +127,7 @@ class MemoryBackend:
     """``kvstore.backend.Backend`` over a ``MemoryDisk``."""
 
     def __init__(self, disk: MemoryDisk, *, later: Later) -> None:
+        self.on_broken: Callable[[str], None] = _nobody_listens
         self.disk = disk
         self._later = later
         self._epoch = 0
@@ -238,6 +239,10 @@ class MemoryBackend:
 
     def _step(self, step: Callable[[], None]) -> None:
         self._later(lambda: None if self._crashed else step())
+
+
+def _nobody_listens(reason: str) -> None:
+    """Memory does not break; a test may say that it has."""
 
 
 def _row_bytes(row: Row) -> int:

@@ -49,6 +49,7 @@ class SqliteBackend:
     def __init__(
         self, path: Path, *, shard: str = "default", config: SqliteConfig | None = None
     ) -> None:
+        self.on_broken: Callable[[str], None] = _nobody_listens
         self._path = path
         self._shard = shard
         self._config = config or SqliteConfig()
@@ -57,6 +58,7 @@ class SqliteBackend:
         self._reads: SimpleQueue[Callable[[Reader], None] | None] = SimpleQueue()
         self._reads_waiting = 0
         self._committing = False
+        self._broken_told = False
         self._readers: list[threading.Thread] = []
         self._closed: asyncio.Event | None = None
         self._opened = False
@@ -180,21 +182,14 @@ class SqliteBackend:
 
     def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
         """Commit ``batch`` in the writer's thread."""
-
-        def job(done: Callable[[CommitResult], None]) -> None:
-            self._tell(done, self._writer.commit(batch))
-            self._writer.checkpoint_if_due()
-
-        self._post_write(job, done)
+        self._post_write(lambda: self._writer.commit(batch), done)
 
     def resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
         """How ``batch`` ended. Commits here never end unknown, so that no epoch is raised."""
-        self._post_write(lambda done: self._tell(done, self._writer.resolve(batch)), done)
+        self._post_write(lambda: self._writer.resolve(batch), done)
 
     def _post_write(
-        self,
-        job: Callable[[Callable[[CommitResult], None]], None],
-        done: Callable[[CommitResult], None],
+        self, work: Callable[[], CommitResult], done: Callable[[CommitResult], None]
     ) -> None:
         assert not self._committing, "one commit at a time"
         if self._closed is not None:
@@ -207,7 +202,12 @@ class SqliteBackend:
             self._committing = False
             done(result)
 
-        self._writes.put(lambda: job(ended))
+        def job() -> None:
+            self._tell(ended, work())
+            self._writer.checkpoint_if_due()
+            self._tell_if_broken()
+
+        self._writes.put(job)
 
     def sizes(self) -> Sizes:
         """Of the database, pages that are still in its log included; some commits late, by at most
@@ -220,7 +220,12 @@ class SqliteBackend:
         if self._closed is not None:
             self._loop.call_soon(done, BackendError(f"{self._path} is closed"))
             return
-        self._writes.put(lambda: self._tell(done, self._writer.vacuum()))
+
+        def job() -> None:
+            self._tell(done, self._writer.vacuum())
+            self._tell_if_broken()
+
+        self._writes.put(job)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -281,6 +286,12 @@ class SqliteBackend:
     def _tell(self, done: Callable[[Result], None], result: Result) -> None:
         self._loop.call_soon_threadsafe(done, result)
 
+    def _tell_if_broken(self) -> None:
+        """In the writer's thread, after each job: no later one is needed to notice."""
+        if self._writer.broken and not self._broken_told:
+            self._broken_told = True
+            self._loop.call_soon_threadsafe(lambda: self.on_broken(self._writer.broken))
+
     def _in_reader(self, read: Callable[[Reader], Result]) -> "asyncio.Future[Result]":
         future: asyncio.Future[Result] = self._loop.create_future()
         self._post_read(read, lambda result: _settle(future, result))
@@ -298,6 +309,10 @@ class SqliteBackend:
 
         self._writes.put(job)
         return future
+
+
+def _nobody_listens(reason: str) -> None:
+    """Until somebody sets ``on_broken``."""
 
 
 def _settle(future: "asyncio.Future[Result]", result: Result | BaseException) -> None:

@@ -106,7 +106,7 @@ class Writer:
         return CommitResult(Outcome.NOT_COMMITTED, "the batch has not been tried")
 
     def checkpoint_if_due(self) -> None:
-        """Checkpoint when the log has grown enough; a failure shows at the next commit."""
+        """Checkpoint when the log has grown enough; a failure shows in ``broken``."""
         if self._pages_logged < self._checkpoint_pages or self.broken:
             return
         try:

@@ -119,6 +119,11 @@ class Sizes(NamedTuple):
 class Backend(Protocol):
     """One shard's storage. See the module's text for the rules."""
 
+    on_broken: Callable[[str], None]
+    """Called with the reason, on the thread of the event loop, when the shard is found BROKEN;
+    whoever opens a backend sets it, for between two commits nobody would be told.
+    """
+
     async def open(self) -> Fence:
         """Take the lock, check the schema (create or migrate it), raise the epoch durably, read the
         fence row.

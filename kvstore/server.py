@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from random import SystemRandom
 
 import uvloop
@@ -178,6 +179,8 @@ class Server:
                 stopped=self._stop.is_set,
             )
             store.commits.on_broken = self._shard_lost
+            for shard, backend in enumerate(self._backends):
+                backend.on_broken = partial(store.commits.give_up, shard)
             self._garbage.take_over()
             front = self._make_front(store)
             await self._serve(store, front)

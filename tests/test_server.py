@@ -206,6 +206,15 @@ class TestFailure:
         assert line["msg"] == "storage failed; shutting down"
         assert "I/O error" in str(line["reason"])
 
+    async def test_idle_storage_lost(self) -> None:
+        """Storage that breaks between two commits ends the server without waiting for a third."""
+        backend = memory()
+        async with living(House([backend]), exit_code=1) as house:
+            backend.on_broken("the checkpoint failed")
+            await eventually(lambda: house.said("stopped"))
+        (line,) = (line for line in house.log if line["level"] == "error")
+        assert "the checkpoint failed" in str(line["reason"])
+
     async def test_stuck_storage(self) -> None:
         """A commit that hangs: not ready, but alive, until it returns."""
         steps = Steps()

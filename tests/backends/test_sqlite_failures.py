@@ -4,7 +4,7 @@ A write whose end is uncertain is never acknowledged, and a store that cannot be
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio.lowlevel
@@ -77,6 +77,13 @@ def damage(path: Path) -> None:
     path.write_bytes(first + b"\xa5" * (len(content) - len(first)))
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until the condition holds."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
 def log_bytes(path: Path) -> int:
     """The size of the write-ahead log."""
     return path.with_name("kvstore.db-wal").stat().st_size
@@ -147,13 +154,19 @@ async def test_io_error_breaks_the_store(
 async def test_failed_sync_of_a_checkpoint_breaks_the_store(
     session: Session, faults: Faults
 ) -> None:
-    """The commit before a failed checkpoint stands, the next one is refused for good."""
+    """The commit before a failed checkpoint stands, the next one is refused for good; that it will
+    be is told without waiting for it.
+    """
     faults.failing["sync", ".db"] = apsw.SQLITE_IOERR_FSYNC
+    reasons: list[str] = []
+    session.backend.on_broken = reasons.append
     rows = large(session)
     assert COMMITTED == await session.commit(session.batch(rows))
+    await until(lambda: len(reasons) > 0)
     result = await session.commit(session.batch([put(session.tip + 1, 0, b"k")]))
     assert Outcome.BROKEN is result.outcome
     assert 0 < faults.failed
+    assert [result.reason] == reasons
     assert [put(2, 0, b"first"), *rows] == await session.rows()
 
 
@@ -320,9 +333,7 @@ async def test_reads_are_bounded(session: Session, monkeypatch: pytest.MonkeyPat
     answers: list[object] = []
     for _ in range(5):
         session.backend.read_values([(2, 0)], answers.append)
-    async with asyncio.timeout(30):
-        while len(answers) < 5:
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: len(answers) == 5)
     assert 3 == answers.count([b"v"])
     assert 2 == sum(isinstance(answer, ReadsFullError) for answer in answers)
     assert [b"v"] == await session.values((2, 0))
