@@ -16,7 +16,7 @@ once, never at all keys.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvstore.answers import Answer, Refusal, Then
 from kvstore.backend import RowId
@@ -89,6 +89,8 @@ class Compactor:
         self._accepted = store.compact_revision
         self._running = False
         self._up_to = -1
+        self._block = 0
+        self._keys: Sequence[bytes] = ()
         self._done_keys = 0
         self._physical: list[tuple[Answer, bytes]] = []
         self.drops = [Drops(store.holds, config.drop_rows_max) for _ in store.commits.queues]
@@ -152,30 +154,34 @@ class Compactor:
         if not self._running and up_to > self._up_to:
             self._running = True
             self._up_to = up_to
-            self._done_keys = 0
+            self._begin_block(0)
             self._call_soon(self._step)
 
+    def _begin_block(self, number: int) -> None:
+        """Trim the keys of this block next."""
+        self._block = number
+        self._keys = self._store.history.keys_until(self._up_to, number)
+        self._done_keys = 0
+
     def _step(self) -> None:
-        """Trim some keys of the oldest block, and come back if there is more."""
-        store = self._store
-        history, up_to = store.history, self._up_to
-        keys = history.keys_until(up_to)
+        """Trim some keys of the block in work, and come back if there is more."""
+        store, up_to = self._store, self._up_to
         rows: list[list[RowId]] = [[] for _ in self.drops]
-        for key in keys[self._done_keys : self._done_keys + self._config.step_keys]:
+        for key in self._keys[self._done_keys : self._done_keys + self._config.step_keys]:
             dropped = store.index.trim(key, up_to)
             rows[store.shards.of(key)] += [(entry[0], entry[1]) for entry in dropped]
         for drops, fallen in zip(self.drops, rows, strict=True):
             drops.add(fallen)
         self._done_keys += self._config.step_keys
-        if self._done_keys >= len(keys):
-            self._done_keys = 0
-            if history.oldest_block(up_to) is None:
+        if self._done_keys >= len(self._keys):
+            if not self._keys:
                 self._running = False
                 self._trim()
                 self._poke()
                 self._answer_physical()
                 return
-            history.drop_oldest_block()
+            dropped_block = self._block == 0 and store.history.drop_oldest_block(up_to)
+            self._begin_block(0 if dropped_block else self._block + 1)
         self._poke()
         self._call_soon(self._step)
 

@@ -213,29 +213,24 @@ class History:
             seen = entries[-1][0]
         return found, up_to
 
-    def oldest_block(self, up_to: int) -> Sequence[bytes] | None:
-        """Keys of the oldest block if it is sealed and all its changes are earlier than revision
-        ``up_to``.
+    def keys_until(self, up_to: int, block: int) -> Sequence[bytes]:
+        """Keys of the changes at or before ``up_to`` in a block, the oldest being 0; empty if there
+        are none, and then there are none in later blocks either.
+        """
+        if block == len(self._blocks):
+            return ()
+        keys, entries = self._blocks[block].keys, self._blocks[block].entries
+        return keys[: _first_after(entries, up_to)]
+
+    def drop_oldest_block(self, up_to: int) -> bool:
+        """Forget the oldest block if it is sealed and all its changes are earlier than ``up_to``;
+        was it?
         """
         block = self._blocks[0]
         if block.order is None or block.entries[-1][0] >= up_to:
-            return None
-        return block.keys
-
-    def drop_oldest_block(self) -> None:
-        """Forget the block that ``oldest_block`` showed."""
+            return False
         del self._blocks[0]
-
-    def keys_until(self, up_to: int) -> list[bytes]:
-        """Keys of the oldest block's changes at or before ``up_to``, and of the rest of that
-        revision if it goes on in later blocks.
-        """
-        keys: list[bytes] = []
-        for block in self._blocks:
-            keys += block.keys[: _first_after(block.entries, up_to)]
-            if not block.entries or block.entries[-1][0] != up_to:
-                break
-        return keys
+        return True
 
 
 class Deaths:

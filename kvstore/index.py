@@ -146,23 +146,23 @@ class Index:
     def put_at(self, place: Place, key: bytes, entry: Entry, value: bytes | None) -> None:
         """``put`` at the place just found."""
         number, chunk, at, live = place
-        size = 0 if value is None else len(value)
-        self.value_bytes += size
-        chunk.value_bytes += size
+        entries, values = chunk.entries, chunk.values
+        grown = 0 if value is None else len(value)
         if live:
-            self._remember(key, chunk.entries[at])
-            chunk.entries[at] = entry
-            replaced = chunk.values[at]
-            chunk.values[at] = value
+            self._remember(key, entries[at])
+            entries[at] = entry
+            replaced = values[at]
+            values[at] = value
             if replaced is not None:
-                chunk.value_bytes -= len(replaced)
-                self.value_bytes -= len(replaced)
-            return
-        chunk.keys.insert(at, key)
-        chunk.entries.insert(at, entry)
-        chunk.values.insert(at, value)
-        self.live += 1
-        if len(chunk.keys) > CHUNK_KEYS:
+                grown -= len(replaced)
+        else:
+            chunk.keys.insert(at, key)
+            entries.insert(at, entry)
+            values.insert(at, value)
+            self.live += 1
+        chunk.value_bytes += grown
+        self.value_bytes += grown
+        if len(values) > CHUNK_KEYS:
             self._split(number)
 
     def delete(self, key: bytes, tombstone: Entry) -> None:

@@ -1,5 +1,8 @@
 """Compaction: what it refuses, when it takes effect, which rows go and when."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,6 +128,30 @@ def test_rows_wait_in_one_piece_per_step() -> None:
     assert drops.count == 20
     assert len(drops._waiting) <= 10, "two keys a step"
     engine.store.holds.end(hold)
+
+
+def test_each_key_is_handed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compaction at exactly the revision of a large delete copies its keys once, not per step."""
+    monkeypatch.setattr(history, "BLOCK_CHANGES", 16)
+    engine = Stack([MemoryDisk()])
+    for n in range(100):
+        change(engine, b"a/%03d" % n)
+    request = pb.DeleteRangeRequest(key=b"a/", range_end=b"a0")
+    serve(engine.kv.delete_range, request.SerializeToString())
+    engine.settle()
+    handed_over: list[int] = []
+    keys_until = history.History.keys_until
+
+    def counted(*given: Any) -> Sequence[bytes]:  # noqa: ANN401
+        keys = keys_until(*given)
+        handed_over.append(len(keys))
+        return keys
+
+    monkeypatch.setattr(history.History, "keys_until", counted)
+    compact(engine, 102)
+    finish(engine)
+    assert sum(handed_over) == 200
+    assert len(engine.backends[0].disk.rows) == 100, "the tombstones of the compact revision"
 
 
 def test_a_fetch_holds_back_rows() -> None:

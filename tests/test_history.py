@@ -147,14 +147,15 @@ def test_compaction_drops_whole_blocks(log: list[Change], up_to: int) -> None:
     tested = filled(log)
     left = list(log)
     named: set[bytes] = set()
-    while (block := tested.oldest_block(up_to)) is not None:
-        assert [key for key, _ in left[:3]] == list(block)
+    while (keys := list(tested.keys_until(up_to, 0))) and tested.drop_oldest_block(up_to):
+        assert [key for key, _ in left[:3]] == keys
         assert all(entry[0] < up_to for _, entry in left[:3])
-        assert tested.keys_until(up_to) == list(block)
-        named.update(block)
-        tested.drop_oldest_block()
+        named.update(keys)
         del left[:3]
-    named.update(tested.keys_until(up_to))
+    block = 0
+    while keys := list(tested.keys_until(up_to, block)):
+        named.update(keys)
+        block += 1
     assert named == {key for key, entry in log if entry[0] <= up_to}
     assert [key for key, _ in left] == [key for b in tested._blocks for key in b.keys]
     assert len(left) == len(tested)
