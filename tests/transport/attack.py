@@ -8,18 +8,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import TypedDict
 
 from hyperframe.frame import GoAwayFrame
 
-from tests.transport.peer import PATIENCE, ClosedError, Peer, connected
+from tests.transport.peer import PATIENCE, ClosedError, Pair, Peer, connected, talking
 from tests.transport.service import PATH
 
-Pair: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 ENHANCE_YOUR_CALM = 11
 GUARDED = ("too_many_", "header_block_", "header_list_")
 """How the names of limits begin whose excess ends a connection with GOAWAY."""
 ROOT = Path(__file__).parents[2]
+MANY = 100_000
+"""A limit that is out of reach."""
 CALM_CALLS_MIN = 100
 """Calls without which a 99th percentile would be the worst of a few."""
 CALM_P99 = 0.5
@@ -52,11 +53,10 @@ class Target:
 
     async def stats(self) -> Stats:
         """What the server holds and has counted."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
-        writer.write(b"GET /stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        async with asyncio.timeout(PATIENCE):
-            answer = await reader.read()
-        writer.close()
+        async with talking(self.port, tls=self.tls) as (reader, writer):
+            writer.write(b"GET /stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            async with asyncio.timeout(PATIENCE):
+                answer = await reader.read()
         found: Stats = json.loads(answer.partition(b"\r\n\r\n")[2])
         return found
 
@@ -90,15 +90,24 @@ class Target:
             yield made
 
 
+def new_sids(peer: Peer, count: int) -> list[int]:
+    """Streams not used yet."""
+    first = peer.next_sid
+    peer.next_sid += 2 * count
+    return list(range(first, peer.next_sid, 2))
+
+
 @asynccontextmanager
 async def target(
     *,
     certificate: tuple[Path, Path] | None = None,
     tls: ssl.SSLContext | None = None,
+    calm_bytes: int = 4,
     **limits: float,
 ) -> AsyncIterator[Target]:
     """A server in its own process, with a calm client that is served well all the time.
 
+    ``calm_bytes`` is the size of the calm client's requests.
     When it ends, everything that the attack took must have been given back.
     """
     options: dict[str, object] = {"limits": limits}
@@ -117,7 +126,7 @@ async def target(
         async with under_attack.peer() as calm:
             await calm.call(PATH + "Echo", b"warm")
             before = await under_attack.stats()
-            async with _served_well(calm):
+            async with _served_well(calm, bytes(calm_bytes)):
                 yield under_attack
             await _given_back(under_attack, before)
     finally:
@@ -127,7 +136,7 @@ async def target(
 
 
 @asynccontextmanager
-async def _served_well(calm: Peer) -> AsyncIterator[None]:
+async def _served_well(calm: Peer, body: bytes) -> AsyncIterator[None]:
     """Call all the time, and look at the times afterwards."""
     loop = asyncio.get_running_loop()
     times: list[float] = []
@@ -136,7 +145,7 @@ async def _served_well(calm: Peer) -> AsyncIterator[None]:
     async def call() -> None:
         while not over or len(times) < CALM_CALLS_MIN:
             begin = loop.time()
-            assert (await calm.call(PATH + "Echo", b"calm")).messages == [b"calm"]
+            assert (await calm.call(PATH + "Echo", body)).messages == [body]
             calm.seen.clear()
             times.append(loop.time() - begin)
             await asyncio.sleep(0.005)

@@ -25,8 +25,10 @@ from hyperframe.frame import (
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PATIENCE = 10.0
 """Seconds that a test waits for something that must come."""
+FRAME_BYTES = 16_384
 
 Fields = list[tuple[str, str]]
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class ClosedError(Exception):
@@ -121,7 +123,10 @@ class Peer:
         self.next_sid += 2
         frames: list[Frame] = [self.headers(sid, request_fields(path, **extra))]
         if body is not None:
-            frames.append(DataFrame(sid, message(body), flags=["END_STREAM"]))
+            data = message(body)
+            parts = [data[i : i + FRAME_BYTES] for i in range(0, len(data), FRAME_BYTES)]
+            frames += [DataFrame(sid, part) for part in parts]
+            frames[-1].flags.add("END_STREAM")
         self.send(*frames)
         return sid
 
@@ -219,6 +224,18 @@ def _answer(blocks: list[dict[str, str]], data: bytes, reset: int | None) -> Ans
     headers = blocks[0] if blocks else {}
     trailers = blocks[1] if len(blocks) > 1 else {}
     return Answer(headers, messages(data), trailers, reset)
+
+
+@asynccontextmanager
+async def talking(port: int, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Pair]:
+    """A connection that says nothing of its own, closed at the end whatever happened."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
 
 
 @asynccontextmanager

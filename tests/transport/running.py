@@ -76,6 +76,19 @@ async def serving(
     assert (stats.connections, stats.calls, stats.request_bytes, stats.output_bytes) == (0, 0, 0, 0)
 
 
+@asynccontextmanager
+async def draining(running: Running, grace: float = 10.0) -> AsyncIterator[None]:
+    """The server drains meanwhile, and has done so at the end; it is stopped by an exception."""
+    task = asyncio.create_task(running.server.drain(grace, message="etcdserver: server stopped"))
+    try:
+        await asyncio.sleep(0)  # it has begun
+        yield
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until something has become true."""
     async with asyncio.timeout(PATIENCE):

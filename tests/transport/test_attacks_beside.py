@@ -2,13 +2,15 @@
 
 import asyncio
 import ssl
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.transport.attack import target
 from tests.transport.certificates import Authority
+from tests.transport.peer import talking
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +19,17 @@ pytestmark = pytest.mark.slow
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The server is another process, under uvloop; the attacker's loop does not matter."""
     return ("asyncio", {"use_uvloop": True})
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """``work`` goes on until the end, whatever that is."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_slow_requests() -> None:
@@ -38,10 +51,9 @@ async def test_slow_requests() -> None:
                         writer.write(b"x")
                 await asyncio.sleep(0.1)
 
-        trickling = asyncio.ensure_future(trickle())
-        # A third of them may earn a 400 for what trickles in.
-        await server.until(lambda now: now["refusals"].get("http1_timeout", 0) >= 200)
-        trickling.cancel()
+        async with meanwhile(trickle()):
+            # A third of them may earn a 400 for what trickles in.
+            await server.until(lambda now: now["refusals"].get("http1_timeout", 0) >= 200)
 
 
 async def test_large_headers_and_bodies() -> None:
@@ -55,13 +67,13 @@ async def test_large_headers_and_bodies() -> None:
                 b"3e8\r\n" + b"x" * 1000 + b"\r\n",
             ),
         ):
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(start)
-            with suppress(ConnectionError):
-                for _ in range(100_000):
-                    writer.write(part)
-                    await writer.drain()
-            assert writer.is_closing()
+            async with talking(server.port) as (_, writer):
+                writer.write(start)
+                with suppress(ConnectionError):
+                    for _ in range(100_000):
+                        writer.write(part)
+                        await writer.drain()
+                assert writer.is_closing()
 
 
 async def test_bodies_of_many_connections() -> None:
@@ -79,13 +91,12 @@ async def test_bodies_of_many_connections() -> None:
 
 async def test_pipelining_without_reading() -> None:
     """A client that only sends requests is not answered beyond what it reads."""
-    async with target(output_stall_timeout=1.0) as server:
-        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async with target(output_stall_timeout=1.0) as server, talking(server.port) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
         stats = await server.until(lambda now: "output_stall_timeout" in now["refusals"])
         assert stats["rss"] < 200 << 20
-        writer.close()
+        writer.transport.abort()  # what it has not sent it never will
 
 
 async def test_handshakes_that_do_not_end(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, SettingsFrame
 
-from tests.transport.peer import Peer, connected
-from tests.transport.running import Running, eventually, serving
+from tests.transport.peer import Peer, connected, talking
+from tests.transport.running import draining, eventually, serving
 from tests.transport.service import PATH
 
 NO_ERROR, REFUSED_STREAM, UNAVAILABLE = 0, 7, 14
@@ -19,18 +19,12 @@ def goaways(peer: Peer) -> list[tuple[int, int]]:
     return [(f.last_stream_id, f.error_code) for f in peer.seen if isinstance(f, GoAwayFrame)]
 
 
-async def begin(running: Running, grace: float = 10.0) -> asyncio.Task[None]:
-    """Start to drain."""
-    return asyncio.create_task(running.server.drain(grace, message="etcdserver: server stopped"))
-
-
 async def test_idle_connections_are_sent_away() -> None:
     """A connection without calls is told twice and closed without delay."""
     async with serving() as running, connected(running.port) as peer:
         await peer.call(PATH + "Echo", b"x")
-        draining = await begin(running)
-        await peer.read_all()
-        await draining
+        async with draining(running):
+            await peer.read_all()
         assert goaways(peer) == [(2**31 - 1, NO_ERROR), (1, NO_ERROR)]
 
 
@@ -40,13 +34,12 @@ async def test_unary_calls_finish() -> None:
         peer.acknowledge = False
         first = peer.start(PATH + "Never", b"")
         await eventually(lambda: len(running.service.parked) == 1)
-        draining = await begin(running)
-        await peer.until(lambda f: isinstance(f, GoAwayFrame))
-        assert (await peer.call(PATH + "Echo", b"crossed")).messages == [b"crossed"]
-        running.service.parked[0].reply(b"done")
-        assert (await peer.answer(first)).messages == [b"done"]
-        await peer.read_all()  # a second without an answer to the ping
-        await draining
+        async with draining(running):
+            await peer.until(lambda f: isinstance(f, GoAwayFrame))
+            assert (await peer.call(PATH + "Echo", b"crossed")).messages == [b"crossed"]
+            running.service.parked[0].reply(b"done")
+            assert (await peer.answer(first)).messages == [b"done"]
+            await peer.read_all()  # a second without an answer to the ping
         assert goaways(peer) == [(2**31 - 1, NO_ERROR), (3, NO_ERROR)]
 
 
@@ -55,12 +48,11 @@ async def test_calls_after_the_second_goaway_are_refused() -> None:
     async with serving() as running, connected(running.port) as peer:
         peer.start(PATH + "Never", b"")
         await eventually(lambda: len(running.service.parked) == 1)
-        draining = await begin(running)
-        await peer.until(lambda f: isinstance(f, GoAwayFrame) and f.last_stream_id == 1)
-        assert (await peer.call(PATH + "Echo", b"x")).reset == REFUSED_STREAM
-        running.service.parked[0].reply(b"done")
-        await peer.read_all()
-        await draining
+        async with draining(running):
+            await peer.until(lambda f: isinstance(f, GoAwayFrame) and f.last_stream_id == 1)
+            assert (await peer.call(PATH + "Echo", b"x")).reset == REFUSED_STREAM
+            running.service.parked[0].reply(b"done")
+            await peer.read_all()
 
 
 async def test_streams_end_with_the_status() -> None:
@@ -70,16 +62,15 @@ async def test_streams_end_with_the_status() -> None:
         sid = peer.start(PATH + "Tap")
         await eventually(lambda: len(running.service.taps) == 1)
         running.service.taps[0].stream.send([b"last"], 4)
-        draining = await begin(running)
-        answer = await peer.answer(sid)
-        assert (answer.messages, answer.status) == (
-            [b"last"],
-            (UNAVAILABLE, "etcdserver: server stopped"),
-        )
-        late = await peer.answer(peer.start(PATH + "Tap"))
-        assert late.status == (UNAVAILABLE, "etcdserver: server stopped")
-        await peer.read_all()
-        await draining
+        async with draining(running):
+            answer = await peer.answer(sid)
+            assert (answer.messages, answer.status) == (
+                [b"last"],
+                (UNAVAILABLE, "etcdserver: server stopped"),
+            )
+            late = await peer.answer(peer.start(PATH + "Tap"))
+            assert late.status == (UNAVAILABLE, "etcdserver: server stopped")
+            await peer.read_all()
         assert [tap.events for tap in running.service.taps] == [["closed"], ["closed"]]
 
 
@@ -106,13 +97,11 @@ async def test_unread_output_is_cut_off() -> None:
 
 async def test_connection_without_a_word_is_closed() -> None:
     """Connections that have said nothing yet are closed at once."""
-    async with serving() as running:
-        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    async with serving() as running, talking(running.port) as (reader, _):
         await eventually(lambda: running.server.stats().connections == 1)
         await running.server.drain(10.0, message="stopped")
         with suppress(ConnectionError):
             assert await reader.read() == b""
-        writer.close()
 
 
 async def test_connection_accepted_just_before() -> None:
@@ -131,8 +120,7 @@ async def test_answers_in_the_socket_are_delivered() -> None:
     async with serving() as running, connected(running.port, settings=settings) as peer:
         sid = peer.start(PATH + "Size", b"60000")
         await peer.until(lambda f: isinstance(f, HeadersFrame))
-        draining = await begin(running)
-        await peer.read_all()
-        await draining
+        async with draining(running):
+            await peer.read_all()
         data = b"".join(f.data for f in peer.seen if isinstance(f, DataFrame))
         assert (len(data), peer.seen[-1].stream_id in {0, sid}) == (60_005, True)

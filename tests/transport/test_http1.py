@@ -13,7 +13,7 @@ from kvstore.transport import sniff
 from kvstore.transport.api import HttpResponse
 from tests.transport.limits import TEST_LIMITS
 from tests.transport.peer import PATIENCE, ClosedError, connected
-from tests.transport.running import Running, eventually, serving
+from tests.transport.running import Running, draining, eventually, serving
 from tests.transport.service import PATH
 
 LATE = HttpResponse(200, [], b"late")
@@ -317,9 +317,8 @@ async def test_drain_lets_an_answer_finish() -> None:
         assert (await idle.get("/")).status == 200
         browser.writer.write(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n")
         await eventually(lambda: bool(running.service.http))
-        draining = asyncio.create_task(running.server.drain(10.0, message="stopped"))
-        assert await idle.closed()
-        running.service.http[0].respond(LATE)
-        reply = await browser.read()
+        async with draining(running):
+            assert await idle.closed()
+            running.service.http[0].respond(LATE)
+            reply = await browser.read()
         assert (reply.body, reply.headers["connection"]) == (b"late", "close")
-        await draining

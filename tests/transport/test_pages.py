@@ -11,7 +11,7 @@ from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame
 
 from kvstore.transport.api import HttpRequest, HttpResponse
 from tests.transport.peer import Fields, Peer, connected
-from tests.transport.running import Running, eventually, serving
+from tests.transport.running import Running, draining, eventually, serving
 from tests.transport.service import PATH
 
 INTERNAL_ERROR, CANCEL = 2, 8
@@ -149,9 +149,7 @@ async def test_drain_lets_an_answer_finish() -> None:
     async with serving() as running, connected(running.port) as peer:
         sid = ask(peer, "/never")
         await eventually(lambda: bool(running.service.http))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(running.server.drain(10.0, message="stopped"))
-            await eventually(lambda: not running.server._listeners)
+        async with draining(running):
             running.service.http[0].respond(LATE)
             assert (await answer(peer, sid)).body == b"late"
             await peer.read_all()

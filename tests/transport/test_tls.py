@@ -3,8 +3,6 @@
 import asyncio
 import errno
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +12,9 @@ import pytest
 from kvstore.transport.tls import Tls, TlsFiles, build_context
 from tests.transport.certificates import Authority, lock
 from tests.transport.limits import TEST_LIMITS
-from tests.transport.peer import PATIENCE, ClosedError, connected
+from tests.transport.peer import PATIENCE, ClosedError, connected, talking
 from tests.transport.running import eventually, serving
 from tests.transport.service import PATH
-
-Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +72,6 @@ async def test_grpcio(authority: Authority, files: TlsFiles) -> None:
         assert await asyncio.to_thread(work) == b"hello"
 
 
-@asynccontextmanager
-async def talking(port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Pair]:
-    """A connection that is closed at the end whatever happened."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with suppress(ConnectionError, ssl.SSLError):
-            await writer.wait_closed()
-
-
 @pytest.mark.parametrize("protocols", [(), ("http/1.1",), ("spdy/3", "http/1.1")])
 async def test_http1_by_alpn(
     authority: Authority, files: TlsFiles, protocols: tuple[str, ...]
@@ -95,7 +79,7 @@ async def test_http1_by_alpn(
     """Clients that do not offer h2 are served HTTP/1.1."""
     async with serving(tls=Tls(files, never)) as running:
         context = client(authority, *protocols)
-        async with talking(running.port, context) as (reader, writer):
+        async with talking(running.port, tls=context) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             async with asyncio.timeout(PATIENCE):
                 assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -106,7 +90,7 @@ async def test_alpn_where_only_http1_is_served(authority: Authority, files: TlsF
     """A client that would rather speak HTTP/2 is not led into it by a listener that cannot."""
     async with serving(tls=Tls(files, never), http1_only=True) as running:
         context = client(authority, "h2", "http/1.1")
-        async with talking(running.port, context) as (reader, writer):
+        async with talking(running.port, tls=context) as (reader, writer):
             secure = writer.get_extra_info("ssl_object")
             assert isinstance(secure, ssl.SSLObject)
             assert secure.selected_alpn_protocol() == "http/1.1"
