@@ -158,6 +158,67 @@ IndexAgainstVersions.TestCase.settings = settings(stateful_step_count=60)
 TestIndexAgainstVersions = IndexAgainstVersions.TestCase
 
 
+def counted_evictions(monkeypatch: pytest.MonkeyPatch, tested: index.Index) -> list[index.Chunk]:
+    """The chunks whose values are gone through from now on."""
+    gone_through: list[index.Chunk] = []
+    evict_chunk = tested._evict_chunk
+
+    def counted(chunk: index.Chunk, keep_after: int) -> int:
+        gone_through.append(chunk)
+        return evict_chunk(chunk, keep_after)
+
+    monkeypatch.setattr(tested, "_evict_chunk", counted)
+    return gone_through
+
+
+def filled_with_values() -> index.Index:
+    """About a thousand chunks, each key with a value of 10 bytes."""
+    tested = index.Index()
+    for n in range(4_000):
+        tested.put(b"%05d" % n, (n + 2, 0, n + 2, 1, 0), b"0123456789")
+    return tested
+
+
+def test_the_hand_rests_when_nothing_can_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While values wait for storage, a write does not walk the index to learn it again; once they
+    are stored or others are cached, they go.
+    """
+    monkeypatch.setattr(index, "CHUNK_KEYS", 4)
+    tested = filled_with_values()
+    chunks = len(tested._chunks)
+    gone_through = counted_evictions(monkeypatch, tested)
+    for _ in range(1_000):
+        tested.evict(39_000, 1)
+    assert len(gone_through) == chunks
+    tested.evict(39_000, 2)
+    assert len(gone_through) > chunks
+    while tested.value_bytes > 39_000:
+        tested.evict(39_000, 4_001)
+    tested.evict(0, 4_001)
+    assert tested.value_bytes == 0
+    tested.cache_value(b"00001", (3, 0, 3, 1, 0), b"0123456789")
+    tested.evict(0, 4_001)
+    assert tested.value_bytes == 0
+
+
+def test_an_eviction_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call goes through few chunks; further over the budget more, and then none is spared."""
+    monkeypatch.setattr(index, "CHUNK_KEYS", 4)
+    tested = filled_with_values()
+    gone_through = counted_evictions(monkeypatch, tested)
+    tested.evict(39_990, 1)
+    assert 0 < len(gone_through) <= 16
+    for chunk in tested._chunks:
+        chunk.hot = True
+    tested.evict(39_990, 4_001)
+    assert tested.value_bytes == 40_000, "all were read since"
+    gone_through.clear()
+    tested.evict(20_000, 1)
+    assert 100 < len(gone_through) <= 300
+    tested.evict(20_000, 4_001)
+    assert tested.value_bytes <= 36_000
+
+
 def test_older_versions_are_nothing_to_the_collector() -> None:
     """What churn leaves behind is tuples of numbers, which the collector looks at once."""
     tested = index.Index()
