@@ -121,8 +121,8 @@ async def assemble(
             call_soon=loop.call_soon,
         ),
         WatchService(hub),
-        LeaseService(store, lessor, header, call_soon=loop.call_soon),
-        MaintenanceService(store, header, quota_bytes=config.server.quota_bytes),
+        LeaseService(store, lessor, header, config.lease, call_soon=loop.call_soon),
+        MaintenanceService(store, header, config.server),
         ClusterService(header, name=name, client_urls=client_urls),
         health,
     )

@@ -1,4 +1,7 @@
-"""Every number that bounds something in the store, by name, with what happens when it is reached.
+"""The numbers that bound the store, by name, with what happens when one is reached.
+
+Beside the code that needs them stand only numbers that nobody has a reason to set: sizes of steps,
+how often something is tried again, what is kept of connections that are over or not accepted yet.
 
 One frozen dataclass per module; ``Config`` holds them all and is the only thing that the
 composition root passes on.
@@ -146,6 +149,18 @@ class LeaseConfig:
     """Leases of the server; above: a grant is refused (ResourceExhausted, too many requests)."""
     expired_per_second_max: int = 1_000
     """Leases revoked per second because they expired (etcd: 1,000); the rest follow."""
+    revoked_keys_per_tick_max: int = 500
+    """A tick ends once the leases it revoked had this many keys (some ms); a lease is never
+    split."""
+    scanned_per_tick_max: int = 2_000
+    """Leases looked at per tick, most of them only to be put down again (about 2 ms)."""
+    revoke_waiters_max: int = 1_000
+    """Answers that wait for one lease's revoke; above: ResourceExhausted, too many requests."""
+    keep_alives_waiting_max: int = 1_000
+    """Keep-alives of one stream that wait for the one before; above: the stream ends with
+    ResourceExhausted, too many requests."""
+    keep_alive_outbox_bytes_max: int = 64 * KIB
+    """Answers to keep-alives that a client has not read; above: further ones wait."""
     checkpoint_interval: float = 300.0
     """Between records of a long lease's remaining TTL (etcd: 5 min)."""
     checkpoints_per_tick_max: int = 1_000
@@ -247,6 +262,8 @@ class ServerConfig:
 
     quota_bytes: int = 0
     """Reported as the backend quota; 0: there is none."""
+    hashes_max: int = 2
+    """Hashes of the whole store computed at a time; above: ResourceExhausted, too many requests."""
     commit_tick_interval: float = 0.1
     """How often stuck shards are looked for and retries are due."""
     thread_switch_interval: float = 0.0005

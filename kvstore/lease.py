@@ -57,13 +57,7 @@ _GRANTED, _LIVE, _REVOKING = range(3)
 BACKLOG_PAUSE = 0.05
 """Seconds between ticks while expired leases wait; each does its part of a second's revokes."""
 SCAN_PAUSE = 0.01
-"""Seconds until the next tick when ``SCAN_MAX`` was not enough."""
-SCAN_MAX = 2_000
-"""Leases looked at per tick, most of them only to be put down again (about 2 ms)."""
-KEYS_PER_TICK_MAX = 500
-"""A tick ends once the leases it revoked had this many keys (some ms); a lease is never split."""
-WAITERS_MAX = 1_000
-"""Answers that wait for one lease's revoke; above: ResourceExhausted, too many requests."""
+"""Seconds until the next tick when ``scanned_per_tick_max`` was not enough."""
 
 
 class Store(Protocol):
@@ -329,14 +323,14 @@ class Lessor:
     def after_revoke(self, lease_id: int, answer: Answer, body: bytes) -> None:
         """``answer.reply(body)`` once the lease is durably gone.
 
-        Fails with too many requests when ``WAITERS_MAX`` others wait for it.
+        Fails with too many requests when ``revoke_waiters_max`` others wait for it.
         """
         lease = self._leases.get(lease_id)
         if lease is None:
             self._commits.release(HOME_ONLY, answer, body)
         elif lease.waiters is None:
             lease.waiters = [(answer, body)]
-        elif len(lease.waiters) < WAITERS_MAX:
+        elif len(lease.waiters) < self._config.revoke_waiters_max:
             lease.waiters.append((answer, body))
         else:
             answer.fail(TooManyRequestsError.code, TooManyRequestsError.text)
@@ -353,7 +347,7 @@ class Lessor:
         now = self._clock.monotonic()
         revokes = max(1, int(self._config.expired_per_second_max * BACKLOG_PAUSE))
         checkpoints = self._config.checkpoints_per_tick_max
-        keys = KEYS_PER_TICK_MAX
+        keys = self._config.revoked_keys_per_tick_max
         for scanned, (lease_id, lease) in enumerate(self._coming_up(now), start=1):
             if lease.expiry <= now:
                 revokes -= 1
@@ -364,7 +358,7 @@ class Lessor:
                 self._put_down(lease_id, lease, now)
             if revokes <= 0 or checkpoints <= 0 or keys <= 0:
                 return BACKLOG_PAUSE
-            if scanned >= SCAN_MAX:
+            if scanned >= self._config.scanned_per_tick_max:
                 return SCAN_PAUSE
         return self._config.tick_interval
 

@@ -248,9 +248,9 @@ def test_an_expired_lease_takes_keys_until_its_revoke(engine: Engine) -> None:
     assert engine.live() == []
 
 
-def test_waiters_of_one_lease_are_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiters_of_one_lease_are_bounded() -> None:
     """Beyond the bound a keep-alive is refused instead of kept."""
-    monkeypatch.setattr(lease_module, "WAITERS_MAX", 1)
+    engine = Engine(config=Config(lease=LeaseConfig(revoke_waiters_max=1)))
     engine.granted(1, 2)
     engine.clock.advance(3.0)
     first, second = Waiter(), Waiter()
@@ -277,9 +277,9 @@ def test_a_burst_of_expiries_is_spread_over_ticks() -> None:
     assert [key for key, _ in engine.deaths()] == [b"%03d" % n for n in range(1, 101)]
 
 
-def test_leases_with_many_keys_end_a_tick(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_with_many_keys_end_a_tick() -> None:
     """A lease is never split; once a tick has deleted enough keys the next lease waits."""
-    monkeypatch.setattr(lease_module, "KEYS_PER_TICK_MAX", 5)
+    engine = Engine(config=Config(lease=LeaseConfig(revoked_keys_per_tick_max=5)))
     for lease_id in (1, 2):
         engine.granted(lease_id, 2)
         for n in range(20):
@@ -291,11 +291,9 @@ def test_leases_with_many_keys_end_a_tick(engine: Engine, monkeypatch: pytest.Mo
     assert engine.live() == []
 
 
-def test_renewed_leases_that_come_up_early_are_bounded_too(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_renewed_leases_that_come_up_early_are_bounded_too() -> None:
     """Looking at leases only to put them down again is work as well."""
-    monkeypatch.setattr(lease_module, "SCAN_MAX", 10)
+    engine = Engine(config=Config(lease=LeaseConfig(scanned_per_tick_max=10)))
     for n in range(1, 26):
         engine.granted(n, 10)
     engine.clock.advance(9)

@@ -13,6 +13,7 @@ from itertools import islice
 
 from kvstore import errors
 from kvstore.answers import Refusal
+from kvstore.config import LeaseConfig
 from kvstore.errors import LeaseNotFoundError, StoreError, TooManyRequestsError, UnreadyError
 from kvstore.kv import Header, frame, varint
 from kvstore.lease import HOME_ONLY, Lessor
@@ -23,13 +24,8 @@ from kvstore.transport.api import Call, Method, StatusError, Stream, StreamSink
 
 _SERVICE = b"/etcdserverpb.Lease/"
 
-KEEP_ALIVES_WAITING_MAX = 1_000
-"""Keep-alives of one stream that wait for the one before; above: the stream ends with
-ResourceExhausted, too many requests."""
 LIST_STEP = 1_000
 """Leases sorted or encoded before other requests have their turn (about 2 ms)."""
-_OUTBOX_BYTES_MAX = 64 * 1024
-"""Answers that a client has not read; above: its keep-alives wait."""
 
 
 class LeaseService:
@@ -40,6 +36,7 @@ class LeaseService:
         store: Store,
         lessor: Lessor,
         header: Header,
+        config: LeaseConfig,
         *,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
@@ -48,6 +45,7 @@ class LeaseService:
         self._commits = store.commits
         self._lessor = lessor
         self._header = header
+        self.config = config
 
     def methods(self) -> list[Method]:
         """The service's table for the transport."""
@@ -163,7 +161,7 @@ class _KeepAlives:
     def message(self, message: bytes, /) -> None:
         """One more lease to renew."""
         lease_id = decode.parse(pb.LeaseKeepAliveRequest.FromString, message).ID
-        if len(self._waiting) >= KEEP_ALIVES_WAITING_MAX:
+        if len(self._waiting) >= self._service.config.keep_alives_waiting_max:
             raise StatusError(errors.RESOURCE_EXHAUSTED, TooManyRequestsError.text)
         self._waiting.append(lease_id)
         self._step()
@@ -209,4 +207,4 @@ class _KeepAlives:
             self._stream.finish()
 
     def _has_room(self) -> bool:
-        return self._stream.outbox_bytes < _OUTBOX_BYTES_MAX
+        return self._stream.outbox_bytes < self._service.config.keep_alive_outbox_bytes_max

@@ -10,6 +10,7 @@ instead of being accepted without effect.
 from collections.abc import Callable
 
 from kvstore import errors
+from kvstore.config import ServerConfig
 from kvstore.errors import BackendError, StoreError, TooManyRequestsError
 from kvstore.kv import Header
 from kvstore.pb import rpc_pb2 as pb
@@ -21,19 +22,15 @@ from kvstore.version import ETCD_VERSION, STORAGE_VERSION
 
 _SERVICE = b"/etcdserverpb.Maintenance/"
 
-HASHES_MAX = 2
-"""Hashes computed at a time; above, or for a second Defragment: ResourceExhausted, too many
-requests."""
-
 
 class MaintenanceService:
-    """The handlers of etcdserverpb.Maintenance. Status reports ``quota_bytes``, 0 for none."""
+    """The handlers of etcdserverpb.Maintenance."""
 
-    def __init__(self, store: Store, header: Header, *, quota_bytes: int) -> None:
+    def __init__(self, store: Store, header: Header, config: ServerConfig) -> None:
         self._store = store
         self._commits = store.commits
         self._header = header
-        self._quota_bytes = quota_bytes
+        self._config = config
         self._hashes = 0
         self._defragmenting = False
 
@@ -63,7 +60,7 @@ class MaintenanceService:
             errors=self._troubles(),
             dbSizeInUse=sum(size.in_use for size in sizes),
             storageVersion=STORAGE_VERSION,
-            dbSizeQuota=self._quota_bytes,
+            dbSizeQuota=self._config.quota_bytes,
             downgradeInfo=pb.DowngradeInfo(),
         )
         return self._header.at(durable) + answer.SerializeToString()
@@ -122,7 +119,7 @@ class MaintenanceService:
         self._hash(revision, call, _hash_kv_fields)
 
     def _hash(self, revision: int, call: Call, encode: Callable[[HashResult], bytes]) -> None:
-        if self._hashes >= HASHES_MAX:
+        if self._hashes >= self._config.hashes_max:
             raise StatusError(TooManyRequestsError.code, TooManyRequestsError.text)
         self._hashes += 1
         header = self._header.at(self._commits.durable)

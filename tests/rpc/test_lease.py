@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvstore.config import Config
+from kvstore.config import Config, LeaseConfig
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import lease as lease_module
 from kvstore.rpc.lease import LeaseService
@@ -19,6 +19,17 @@ TOO_MANY = (8, "etcdserver: too many requests")
 Send = Callable[[Callable[[bytes, Call], bytes | None], bytes], bytes]
 
 
+def lease_service(engine: Engine) -> LeaseService:
+    """The service over a store."""
+    return LeaseService(
+        engine.store,
+        engine.lessor,
+        engine.header,
+        engine.config.lease,
+        call_soon=engine.steps,
+    )
+
+
 @pytest.fixture
 def engine() -> Engine:
     """A new store."""
@@ -28,7 +39,7 @@ def engine() -> Engine:
 @pytest.fixture
 def service(engine: Engine) -> LeaseService:
     """Its lease service."""
-    return LeaseService(engine.store, engine.lessor, engine.header, call_soon=engine.steps)
+    return lease_service(engine)
 
 
 @pytest.fixture
@@ -102,7 +113,7 @@ def test_refusals_for_want_of_room_wait_for_nothing() -> None:
     """
     config = Config()
     engine = Engine(config=replace(config, commit=replace(config.commit, queue_rows_max=2)))
-    service = LeaseService(engine.store, engine.lessor, engine.header, call_soon=engine.steps)
+    service = lease_service(engine)
     engine.granted(5, 60)
     engine.put(b"a")
     engine.put(b"b")
@@ -119,7 +130,7 @@ def test_too_many_leases_are_refused_at_once() -> None:
     """Whatever is pending: the limit tells of nothing that is not durable."""
     config = Config()
     engine = Engine(config=replace(config, lease=replace(config.lease, leases_max=1)))
-    service = LeaseService(engine.store, engine.lessor, engine.header, call_soon=engine.steps)
+    service = lease_service(engine)
     assert not grant(service, 5, 60).done
     assert grant(service, 6, 60).failed == TOO_MANY
 
@@ -324,10 +335,10 @@ def test_a_thousand_keep_alives_released_at_once_do_not_nest(
     """Answering the first lets the rest go, in a loop and not one inside the other."""
     engine.lessor.grant(5, 60)
     stream, sink = opened(service.keep_alives)
-    for _ in range(1 + lease_module.KEEP_ALIVES_WAITING_MAX):
+    for _ in range(1 + LeaseConfig().keep_alives_waiting_max):
         deliver(sink, stream, keep(5))
     engine.settle()
-    assert len(stream.sent) == 1 + lease_module.KEEP_ALIVES_WAITING_MAX
+    assert len(stream.sent) == 1 + LeaseConfig().keep_alives_waiting_max
     assert stream.status is None
 
 
@@ -335,7 +346,7 @@ def test_waiting_keep_alives_are_bounded(engine: Engine, service: LeaseService) 
     """One more than may wait ends the stream."""
     engine.lessor.grant(5, 60)
     stream, sink = opened(service.keep_alives)
-    for _ in range(2 + lease_module.KEEP_ALIVES_WAITING_MAX):
+    for _ in range(2 + LeaseConfig().keep_alives_waiting_max):
         deliver(sink, stream, keep(5))
     assert stream.status == (8, "etcdserver: too many requests")
     sink.closed()

@@ -3,11 +3,11 @@
 import pytest
 
 from kvstore.compaction import Compactor
-from kvstore.config import CompactionConfig
+from kvstore.config import CompactionConfig, ServerConfig
 from kvstore.errors import BackendError
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.rpc import hash as hash_module
-from kvstore.rpc.maintenance import HASHES_MAX, MaintenanceService
+from kvstore.rpc.maintenance import MaintenanceService
 from kvstore.txn import DeleteRange, Put
 from tests.engine import Engine, Waiter
 from tests.stack import Answered, serve
@@ -42,7 +42,7 @@ ETCD_COMPACTED_AT_8 = {0: (430284997, 8, 10), 9: (1809538584, 8, 9), 10: (430284
 
 def service_of(engine: Engine) -> MaintenanceService:
     """The service over an engine."""
-    return MaintenanceService(engine.store, engine.header, quota_bytes=7)
+    return MaintenanceService(engine.store, engine.header, ServerConfig(quota_bytes=7))
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_endless_compactions_end_a_hash(
 
 def test_hashes_at_a_time_are_bounded(engine: Engine, service: MaintenanceService) -> None:
     """One more is refused; finished and cancelled ones make room."""
-    calls = [send_hash(service, 0) for _ in range(HASHES_MAX)]
+    calls = [send_hash(service, 0) for _ in range(ServerConfig().hashes_max)]
     assert send_hash(service, 0).failed == BUSY
     calls[0].cancelled = True
     engine.settle()
