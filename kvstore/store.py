@@ -9,12 +9,9 @@ What a call returns may rest on changes that are not durable yet. The caller (``
 through ``commits.release`` (the ticket) or, for reads, through ``commits.when_visible`` (the pin);
 see ``commit``.
 
-Values that are no longer head and not yet old (uncommitted, or just replaced) wait in ``_recent``,
-by entry: reads pinned below them and watchers that lag a little find them there instead of asking
-storage. Its bound is in bytes; uncommitted values are never dropped from it.
+Values that are no longer head and not yet old (uncommitted, or just replaced) wait in ``recent``.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from kvstore.backend import IndexRow, Row
@@ -33,6 +30,7 @@ from kvstore.index import Index, Place
 from kvstore.kv import frame_key_value, frame_tombstone, value_of
 from kvstore.listeners import Hub, Leases
 from kvstore.range import SORT_VALUE, Item, RangeQuery, RangeRead
+from kvstore.recent import RecentValues
 from kvstore.shard import HOME, ShardMap
 from kvstore.txn import (
     DeleteRange,
@@ -69,8 +67,7 @@ class Store:
         self._leases = leases
         self._hub = hub
         self._config = config
-        self._recent: OrderedDict[Entry, bytes] = OrderedDict()
-        self._recent_bytes = 0
+        self._recent = RecentValues(config.recent_bytes_max, self._safe)
         self._rows: list[Row] = []
         self._size = 0
         commits.on_durable = hub.advance
@@ -169,7 +166,7 @@ class Store:
             self.index.cache_value(key, entry, framed)
             self._evict()
         else:
-            self._keep_recent(entry, framed)
+            self._recent.keep(entry, framed)
 
     # -- writing -----------------------------------------
 
@@ -372,7 +369,7 @@ class Store:
             assert previous is not None, "a live key has a version"
             create, version, lease_before = previous[2], previous[3] + 1, previous[4]
             if framed_before is not None:
-                self._keep_recent(previous, framed_before)
+                self._recent.keep(previous, framed_before)
         else:
             previous = framed_before = None
             create, version, lease_before = revision, 1, 0
@@ -405,7 +402,7 @@ class Store:
         chunk, at = found
         previous, framed_before = chunk.entries[at], chunk.values[at]
         if framed_before is not None:
-            self._keep_recent(previous, framed_before)
+            self._recent.keep(previous, framed_before)
         entry = (revision, sub, 0, 0, 0)
         self.index.delete(key, entry)
         self.history.append(key, entry)
@@ -438,17 +435,6 @@ class Store:
             self._evict()
 
     # -- memory -----------------------------------------
-
-    def _keep_recent(self, entry: Entry, framed: bytes) -> None:
-        if entry in self._recent:
-            return  # two fetches of one value: its bytes count once
-        self._recent[entry] = framed
-        self._recent_bytes += len(framed)
-        while self._recent_bytes > self._config.recent_bytes_max:
-            oldest = next(iter(self._recent))
-            if oldest[0] > self._safe():
-                return
-            self._recent_bytes -= len(self._recent.pop(oldest))
 
     def _evict(self) -> None:
         self.index.evict(self._config.cache_bytes_max, self._safe())

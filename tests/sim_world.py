@@ -23,7 +23,7 @@ from tests.stack import FixedLeases, NoHub, run_now
 
 LEASE = 7
 COMMIT = CommitConfig(batch_rows_max=3, queue_rows_max=5)
-STORE = StoreConfig(cache_bytes_max=100, recent_bytes_max=100, read_chunk_keys=2, fetch_rows_max=3)
+STORE = StoreConfig(cache_bytes_max=100, recent_bytes_max=500, read_chunk_keys=2, fetch_rows_max=3)
 COMPACTION = CompactionConfig(step_keys=2, drop_rows_max=3)
 ROUTES = {b"x/": 1, b"y/": 2}
 

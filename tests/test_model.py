@@ -140,7 +140,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         self.engine = self._start()
 
     def _start(self) -> Stack:
-        config = StoreConfig(read_chunk_keys=2, fetch_rows_max=3, recent_bytes_max=40)
+        config = StoreConfig(read_chunk_keys=2, fetch_rows_max=3, recent_bytes_max=350)
         return Stack([self.disk], leases=set(LEASES), store=config)
 
     # -- requests ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from kvstore.history import in_range
 from kvstore.kv import Header
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.recent import RecentValues
 from kvstore.shard import ShardMap
 from kvstore.store import Store
 from kvstore.txn import DeleteRange, Op, Put, Txn
@@ -335,9 +336,9 @@ class World:
     def forget_values(self) -> None:
         """Once all is durable: values are in storage only."""
         assert self.commits.idle()
-        self.store.index.evict(0, self.store.revision)
-        self.store._recent.clear()
-        self.store._recent_bytes = 0
+        store = self.store
+        store.index.evict(0, store.revision)
+        store._recent = RecentValues(store._config.recent_bytes_max, store._safe)
 
     def settle(self) -> None:
         """Let commits, reads and turns run until nothing waits."""

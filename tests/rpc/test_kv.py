@@ -12,6 +12,7 @@ from kvstore.backend import RowId
 from kvstore.config import CommitConfig
 from kvstore.errors import BackendError, ReadsFullError
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.recent import RecentValues
 from tests.model import Model
 from tests.stack import STORE, Answered, PromptReads, Stack, serve
 
@@ -51,8 +52,7 @@ def forget_values(engine: Stack) -> None:
     for chunk in store.index._chunks:
         chunk.hot = False
     store.index.evict(0, engine.commits.durable)
-    store._recent.clear()
-    store._recent_bytes = 0
+    store._recent = RecentValues(store._config.recent_bytes_max, store._safe)
 
 
 def eight_keys(disk: MemoryDisk) -> Stack:
