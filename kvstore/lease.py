@@ -54,6 +54,8 @@ HOME_ONLY = (HOME,)
 
 _GRANTED, _LIVE, _REVOKING = range(3)
 
+_SEGMENTS = 64
+
 BACKLOG_PAUSE = 0.05
 """Seconds between ticks while expired leases wait; each does its part of a second's revokes."""
 SCAN_PAUSE = 0.01
@@ -154,7 +156,8 @@ class Lessor:
         self._clock = clock
         self._random = random
         self._config = config
-        self._leases: dict[int, _Lease] = {}
+        self._leases: list[dict[int, _Lease]] = [{} for _ in range(_SEGMENTS)]
+        """By id; a single dictionary of a million leases takes 30 ms to grow."""
         self._agenda = Agenda()
         self._up: deque[int] = deque()
         """Leases of the slot ``_up_slot`` that came up and were not looked at yet."""
@@ -178,18 +181,18 @@ class Lessor:
 
     def __len__(self) -> int:
         """Leases held."""
-        return len(self._leases)
+        return sum(map(len, self._leases))
 
     # -- called by the store -----------------------------------------------------------------------
 
     def exists(self, lease: int) -> bool:
         """May keys attach? From the durable grant until a revoke begins, be it expired or not."""
-        found = self._leases.get(lease)
+        found = self._leases[lease % _SEGMENTS].get(lease)
         return found is not None and found.state == _LIVE
 
     def attach(self, lease: int, key: bytes) -> None:
         """``key`` now belongs to ``lease``; while loading, that may be one that is not stored."""
-        found = self._leases.get(lease)
+        found = self._leases[lease % _SEGMENTS].get(lease)
         if found is None:
             self._orphans.setdefault(lease, set()).add(key)
         elif found.keys is None:
@@ -199,7 +202,7 @@ class Lessor:
 
     def detach(self, lease: int, key: bytes) -> None:
         """``key`` no longer belongs to ``lease``, which may be gone."""
-        found = self._leases.get(lease)
+        found = self._leases[lease % _SEGMENTS].get(lease)
         keys = found.keys if found is not None else self._orphans.get(lease)
         if keys is not None:
             keys.discard(key)
@@ -220,7 +223,7 @@ class Lessor:
                 ttl=row.granted_ttl, remainder=row.remaining_ttl, expiry=expiry, state=_LIVE
             )
             lease.keys = self._orphans.pop(row.id, None)
-            self._leases[row.id] = lease
+            self._leases[row.id % _SEGMENTS][row.id] = lease
             self._put_down(row.id, lease, now, self._random.random())
 
     def delete_orphans(self) -> int:
@@ -251,17 +254,17 @@ class Lessor:
         """
         if ttl > self._config.ttl_max:
             raise LeaseTtlTooLargeError
-        if lease_id in self._leases:
+        if lease_id in self._leases[lease_id % _SEGMENTS]:
             raise LeaseExistsError
-        if len(self._leases) >= self._config.leases_max:
+        if len(self) >= self._config.leases_max:
             raise TooManyRequestsError
         self._commits.check_room(HOME)
-        while lease_id == 0 or lease_id in self._leases:
+        while lease_id == 0 or lease_id in self._leases[lease_id % _SEGMENTS]:
             lease_id = self._random.getrandbits(63)
         ttl = max(ttl, self._config.ttl_min)
         now = self._clock.monotonic()
         lease = _Lease(ttl=ttl, remainder=0, expiry=now + ttl, state=_GRANTED)
-        self._leases[lease_id] = lease
+        self._leases[lease_id % _SEGMENTS][lease_id] = lease
         self._put_down(lease_id, lease, now)
         self.granted_total += 1
         self._commits.append_lease(put=LeaseRow(lease_id, ttl, 0))
@@ -274,7 +277,7 @@ class Lessor:
         The answer, or LeaseNotFoundError, goes through ``after_revoke``.
         Raises LeaseNotFoundError (also while it is being revoked), and what ``check_room`` raises.
         """
-        lease = self._leases.get(lease_id)
+        lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
         if lease is None or lease.state == _REVOKING:
             raise LeaseNotFoundError
         return self._revoke(lease_id, lease)
@@ -285,7 +288,7 @@ class Lessor:
         On None the answer is 0, through ``after_revoke``: etcd waits for the end of the lease, too.
         Raises what ``check_room`` raises.
         """
-        lease = self._leases.get(lease_id)
+        lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
         if lease is None:
             return 0
         now = self._clock.monotonic()
@@ -304,7 +307,7 @@ class Lessor:
 
         The answer goes through ``commits.release`` on the shards that it names.
         """
-        lease = self._leases.get(lease_id)
+        lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
         if lease is None:
             return None
         attached = sorted(lease.keys) if keys and lease.keys else []
@@ -313,11 +316,11 @@ class Lessor:
 
     def leases(self) -> list[int]:
         """Ids of all leases, in no order that means anything."""
-        return list(self._leases)
+        return [lease_id for segment in self._leases for lease_id in segment]
 
     def by_expiry(self, ids: Iterable[int]) -> list[tuple[float, int]]:
         """(expiry, id) of some leases in order; those that are gone meanwhile come first."""
-        found = ((self._leases.get(lease_id), lease_id) for lease_id in ids)
+        found = ((self._leases[lease_id % _SEGMENTS].get(lease_id), lease_id) for lease_id in ids)
         return sorted((lease.expiry if lease else 0.0, lease_id) for lease, lease_id in found)
 
     def after_revoke(self, lease_id: int, answer: Answer, body: bytes) -> None:
@@ -325,7 +328,7 @@ class Lessor:
 
         Fails with too many requests when ``revoke_waiters_max`` others wait for it.
         """
-        lease = self._leases.get(lease_id)
+        lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
         if lease is None:
             self._commits.release(HOME_ONLY, answer, body)
         elif lease.waiters is None:
@@ -367,7 +370,7 @@ class Lessor:
         while True:
             while self._up:
                 lease_id = self._up.popleft()
-                lease = self._leases.get(lease_id)
+                lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
                 if lease is None or lease.slot != self._up_slot or lease.state == _REVOKING:
                     continue  # revoked while it waited, and perhaps granted anew
                 yield lease_id, lease
@@ -435,7 +438,7 @@ class Lessor:
 
     def end_revoke(self, lease_id: int) -> None:
         """Delete the row and forget the lease; its keys are gone, durably or in the same batch."""
-        lease = self._leases.pop(lease_id)
+        lease = self._leases[lease_id % _SEGMENTS].pop(lease_id)
         self._commits.append_lease(delete=lease_id)
         for answer, body in lease.waiters or ():
             self._commits.release(HOME_ONLY, answer, body)

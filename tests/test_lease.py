@@ -1,5 +1,7 @@
 """Leases over the real store and commits: rules, durability, expiry, restarts, bounds."""
 
+from typing import Any
+
 import pytest
 
 from kvstore import lease as lease_module
@@ -302,6 +304,17 @@ def test_renewed_leases_that_come_up_early_are_bounded_too() -> None:
     engine.clock.advance(2)
     assert [engine.lessor.tick() for _ in range(3)] == [0.01, 0.01, 0.5]
     assert len(engine.lessor) == 25
+
+
+def test_many_leases_are_held_in_parts(engine: Engine) -> None:
+    """No dictionary holds so many that its growth stalls; ids given and ids chosen alike."""
+    for n in range(1, 3_001):
+        engine.lessor.grant(n, 10)
+        engine.lessor.grant(0, 10)
+        engine.settle()
+    assert len(engine.lessor) == 6_000
+    held: Any = engine.lessor._leases
+    assert max(map(len, held)) <= 200
 
 
 def test_a_lease_revoked_and_granted_anew_in_a_backlog_keeps_its_new_time(engine: Engine) -> None:

@@ -183,7 +183,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def found(self) -> Picture:
         """What the engine has."""
-        leases = self.engine.lessor._leases
+        segments = self.engine.lessor._leases
+        leases = {id_: lease for segment in segments for id_, lease in segment.items()}
         attached = {key: id_ for id_, lease in leases.items() for key in lease.keys or ()}
         return Picture(
             {lease_id: lease.ttl for lease_id, lease in leases.items()},
