@@ -59,9 +59,9 @@ class RangeStreamCall:
                 raise StatusError(errors.UNIMPLEMENTED, _NO_FILTERS)
             self._query = query = query._replace(sort_order=0, sort_target=0)
             store = self._store
-            self._shown = store.commits.durable
             shards = store.shards_of(query.key, query.end)
             at = store.pin(query, shards)
+            self._shown = store.commits.durable if query.revision > 0 else at
         except StoreError as error:
             raise StatusError(error.code, error.text) from error
         store.commits.when_visible(

@@ -197,3 +197,31 @@ def test_refused(fields: dict[str, int], code: int) -> None:
     assert stream.status is not None
     assert code == stream.status[0]
     assert not stream.sent
+
+
+def test_a_serializable_stream_shows_the_revision_it_read() -> None:
+    """Over several shards that is what all of them have committed, as a Range shows it, and not
+    the head of one that is ahead.
+    """
+    engine = Stack([MemoryDisk(), MemoryDisk(shard="1")], routes={b"b": 1})
+    write(engine, b"b")
+    engine.turn()
+    commit_of_b = engine.steps.waiting.popleft()
+    write(engine, b"a")
+    engine.settle()
+    assert engine.commits.durable == 3
+    request = everything(serializable=True)
+    stream, _ = ask(engine, request)
+    engine.settle()
+    answer = serve(engine.kv.range, request.SerializeToString())
+    engine.settle()
+    assert answer.body is not None
+    expected = pb.RangeResponse.FromString(answer.body)
+    assert expected.header.revision == 1
+    assert not expected.kvs
+    assert expected == joined(stream)
+    commit_of_b()
+    engine.settle()
+    stream, _ = ask(engine, request)
+    engine.settle()
+    assert (joined(stream).header.revision, joined(stream).count) == (3, 2)
