@@ -181,6 +181,7 @@ def transport_limits() -> Limits:
         streams_per_connection_max=1_000,
         message_bytes_max=(1536 + 512) * KIB,
         request_bytes_total_max=256 * MIB,
+        request_timeout=60.0,
         stream_window_bytes=1 * MIB,
         connection_window_bytes=8 * MIB,
         frame_bytes_max=16 * KIB,

@@ -23,6 +23,7 @@ from kvstore.transport.headers import (
     understand,
 )
 from kvstore.transport.limits import Limits
+from kvstore.transport.output import Totals
 
 
 class Blocks:
@@ -33,14 +34,16 @@ class Blocks:
         "_limits",
         "_parts",
         "_routes",
+        "_totals",
         "open_flags",
         "open_stream",
         "templates",
     )
 
-    def __init__(self, limits: Limits, routes: Routes) -> None:
+    def __init__(self, limits: Limits, routes: Routes, totals: Totals) -> None:
         self._limits = limits
         self._routes = routes
+        self._totals = totals
         self._hpack: hpack.Decoder | None = hpack.Decoder(limits.header_bytes_max)
         self.templates = Templates(
             count_max=limits.templates_max, bytes_max=limits.template_bytes_max
@@ -59,11 +62,13 @@ class Blocks:
         self.open_stream = stream
         self.open_flags = flags
         self._parts = [part]
+        self._totals.request_bytes += len(part)
 
     def go_on(self, part: bytes) -> None:
         """A further part; raises ``ConnectionFault`` when there are too many or too large ones."""
         parts = self._parts
         parts.append(part)
+        self._totals.request_bytes += len(part)
         if len(parts) > self._limits.continuations_max + 1:
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too_many_continuations")
         if sum(map(len, parts)) > 4 * self._limits.header_bytes_max:
@@ -72,9 +77,15 @@ class Blocks:
     def end(self) -> bytes:
         """The whole block."""
         block = b"".join(self._parts)
+        self._totals.request_bytes -= len(block)
         self.open_stream = 0
         self._parts = []
         return block
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        if self.open_stream:
+            self.end()
 
     def request(self, block: bytes) -> tuple[Head, bytes | None]:
         """What a request's block says, with the literal of its timeout.

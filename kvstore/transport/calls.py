@@ -13,7 +13,7 @@ and is in ``open`` only if its handler did not answer at once.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvstore.transport import frames, grpc
 from kvstore.transport.api import CallObserver, Kind, StreamSink
@@ -45,6 +45,15 @@ class Carrier(Protocol):
 
     def tell(self, callback: Callable[[], None], /) -> None:
         """Call what a handler has given us, whatever it raises."""
+
+
+class Unfinished(NamedTuple):
+    """A request that is not whole."""
+
+    since: float | None
+    """When it began; None if it may take any time."""
+    held: int
+    """Bytes that it holds."""
 
 
 def _deadline(now: float, timeout: bytes) -> float | None:
@@ -132,6 +141,8 @@ class UnaryCall:
         transfer = self.transfer
         if (transfer is None or transfer.half_closed) and output.answer(self.sid, message):
             connection.open.pop(self.sid, None)
+            if transfer is not None:
+                transfer.inbox.clear()
             if not output.dirty:
                 output.schedule()
         else:
@@ -157,6 +168,18 @@ class UnaryCall:
         self._connection.ended(self, code)
 
     # For the connection.
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """What there is of the request until it is whole."""
+        transfer = self.transfer
+        if transfer is None or transfer.half_closed or self.cancelled:
+            return None
+        return Unfinished(self.started, transfer.inbox.size)
+
+    def give_up_request(self, code: int, message: str) -> None:
+        """End a call whose request is not whole."""
+        self.fail(code, message)
 
     @property
     def half_closed(self) -> bool:
@@ -333,6 +356,21 @@ class StreamCall:
         connection.ended(self, code)
 
     # For the connection.
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """What there is of a message that is not whole, or of headers without one."""
+        if self.finishing or self.cancelled:
+            return None
+        if self.head.route.kind is Kind.SERVER_STREAM and not self.received_messages:
+            return Unfinished(self.started, self.inbox.size)
+        size = self.inbox.size
+        return Unfinished(None if self.inbox.empty else self.inbox.since, size) if size else None
+
+    def give_up_request(self, code: int, message: str) -> None:
+        """End a call whose request is not whole."""
+        self.inbox.clear()
+        self.finish(code, message)
 
     @property
     def deaf(self) -> bool:

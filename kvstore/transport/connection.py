@@ -41,6 +41,8 @@ class Http2Connection(asyncio.Protocol):
         self.output = Output(host.limits, host.totals, host.schedule)
         self.streams = Streams(host, peer, self.output, self._guard)
         self._rest = b""
+        self._rest_since = 0.0
+        """When the last frame that is whole came."""
         self._greeted = False
         self._acknowledged = False
         self._made_at = self._ticked_at = self.streams.now
@@ -107,6 +109,8 @@ class Http2Connection(asyncio.Protocol):
             if streams.unreturned:
                 self._return_window()
             if rest or position < end:
+                if position or not rest:
+                    self._rest_since = streams.now
                 self._rest = data[position:]
                 self._host.totals.request_bytes += len(self._rest) - len(rest)
             if not scheduled:
@@ -293,6 +297,8 @@ class Http2Connection(asyncio.Protocol):
         elif self._stalled(now):
             self._host.refused("output_stall_timeout")
             self._transport.abort()
+        elif now - self._unfinished_since(now) > limits.request_timeout:
+            self._die(ConnectionFault(frames.NO_ERROR, "request_timeout"))
         elif self._drained_at is not None:
             self._tick_draining(now, self._drained_at)
         else:
@@ -307,6 +313,12 @@ class Http2Connection(asyncio.Protocol):
             self._mark = mark
             self._moved_at = now
         return now - self._moved_at > self._limits.output_stall_timeout
+
+    def _unfinished_since(self, now: float) -> float:
+        """When a frame or a header block that is not whole began; ``now`` if there is none."""
+        if self._rest:
+            return self._rest_since
+        return self.streams.now if self.streams.blocks.open_stream else now
 
     def _keep_alive(self, now: float) -> None:
         """Ping a silent peer, and give up on one that does not answer."""

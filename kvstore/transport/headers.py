@@ -84,6 +84,8 @@ class Head:
     """What all DATA must add up to (RFC 9113 section 8.1.1); gRPC's clients do not send it."""
     page: Mapping[bytes, bytes] | None = None
     """All fields of a request that is not gRPC's, for ``pages``; ``route`` is then NOWHERE."""
+    size: int = 0
+    """Bytes of all fields."""
 
 
 TOO_LARGE = Refusal(grpc.RESOURCE_EXHAUSTED, "grpc: header list larger than max", 431)
@@ -175,9 +177,12 @@ def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, bytes |
     length = found.get(b"content-length")
     if length is not None and not (length.isdigit() and len(length) < _LENGTH_DIGITS_MAX):
         raise MalformedError("content-length")
-    size = None if length is None else int(length)
+    content = None if length is None else int(length)
+    size = sum(len(name) + len(value) for name, value in pairs)
     if found[b":method"] != b"POST" and not _content_type_ok(found.get(b"content-type", b"")):
-        return Head(None, timed=_TIMEOUT in found, content_length=size, page=found), None
+        return Head(
+            None, timed=_TIMEOUT in found, content_length=content, page=found, size=size
+        ), None
     timeout: float | None = None
     refusal: Refusal | None = None
     raw_timeout = found.get(_TIMEOUT)
@@ -207,7 +212,8 @@ def understand(pairs: list[fields.Field], routes: Routes) -> tuple[Head, bytes |
         route,
         metadata,
         timed=raw_timeout is not None,
-        content_length=size,
+        content_length=content,
+        size=size,
     )
     if raw_timeout is None or refusal is not None:
         return head, None

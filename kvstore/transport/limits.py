@@ -30,8 +30,12 @@ class Limits:
     """One request message, refused by its length prefix before it is buffered; above:
     ResourceExhausted with grpc-go's text."""
     request_bytes_total_max: int
-    """Bytes of unfinished requests over all connections; above: the call whose data exceeds it gets
-    ResourceExhausted."""
+    """Bytes of unfinished requests, and of large headers of calls in progress, over all
+    connections; above: unfinished requests of those that hold the most, or the call that exceeds it
+    if it has more than an even share, get ResourceExhausted."""
+    request_timeout: float
+    """From the headers of a unary call to the end of its request, and from the first byte of any
+    message to its last; later: ResourceExhausted. A frame that does not end: GOAWAY NO_ERROR."""
     stream_window_bytes: int
     """Flow-control window granted to each stream; above: FLOW_CONTROL_ERROR on the stream."""
     connection_window_bytes: int

@@ -58,11 +58,22 @@ _trailers_ok = grpc.TRAILER_BLOCK_OK
 
 _HANDED_BYTES = 64 * 1024
 """Of large answers, what is written at a time."""
+_NEVER_BELOW = -(2**32)
+"""Less than any window."""
 
 
 def response_headers(sid: int) -> bytes:
     """The HEADERS frame before an answer's first message."""
     return frames.frame(frames.HEADERS, frames.END_HEADERS, sid, grpc.RESPONSE_BLOCK)
+
+
+class Holder(Protocol):
+    """A connection that holds a share of all unfinished requests; see ``inbox``."""
+
+    held: int
+
+    def give_way(self, size: int) -> None:
+        """End unfinished requests until ``size`` bytes are given back or none is left."""
 
 
 class Totals:
@@ -74,6 +85,7 @@ class Totals:
         "bytes_received",
         "bytes_sent",
         "full",
+        "holders",
         "output_bytes",
         "request_bytes",
     )
@@ -85,6 +97,8 @@ class Totals:
         self.bytes_received = 0
         self.bytes_sent = 0
         self.request_bytes = 0
+        self.holders: dict[Holder, None] = {}
+        """The connections that hold unfinished requests."""
         self.output_bytes = 0
 
     def add_output(self, size: int) -> None:
@@ -184,8 +198,8 @@ class Output:
 
     __slots__ = (
         "_limits",
+        "_refill_below",
         "_schedule",
-        "_share_min",
         "_totals",
         "_transport",
         "after",
@@ -212,8 +226,8 @@ class Output:
         self._limits = limits
         self._totals = totals
         self._schedule = schedule
-        self._share_min = limits.turn_bytes_max // 2
-        """Messages never have less of the window in a turn while there is more of it."""
+        self._refill_below = _NEVER_BELOW
+        """Less of the window than this, and there is more in reserve."""
         self._transport: Transport | None = None
         self.window = frames.DEFAULT_WINDOW
         """What messages may use of the connection's window in this turn."""
@@ -399,7 +413,7 @@ class Output:
             self.reserve = 0
             self._cut()
             self._divide_window()
-        elif self.reserve and self.window < self._share_min:
+        elif self.window < self._refill_below:
             self._divide_window()
         self._hand_over()
         if self.after:
@@ -422,8 +436,10 @@ class Output:
     def _divide_window(self) -> None:
         """Decide what the direct road may use in the coming turn."""
         window = self.window + self.reserve
-        self.window = min(window, 2 * self._share_min)
+        share = self._limits.turn_bytes_max
+        self.window = min(window, share)
         self.reserve = window - self.window
+        self._refill_below = share // 2 if self.reserve else _NEVER_BELOW
 
     def look(self) -> None:
         """Count what the socket has not taken; from a peer that leaves too much nothing is read."""
@@ -455,7 +471,9 @@ class Output:
     def grant(self, increment: int) -> int:
         """WINDOW_UPDATE for the connection; gives its window."""
         self.reserve += increment
-        if not self.pending:  # nothing of this turn's share is used
+        if self.pending:  # this turn's share is used in part
+            self._refill_below = self._limits.turn_bytes_max // 2
+        else:
             self._divide_window()
         if self.ready:
             self.schedule()

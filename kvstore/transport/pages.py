@@ -80,6 +80,11 @@ class PageCall(UnaryCall):
         )
         output.queue(outbox, length)
 
+    def give_up_request(self, code: int, message: str) -> None:
+        """Nobody but a client that does not go on wants to know why."""
+        self._connection.reset(self, frames.CANCEL)
+        self.abort(code)
+
     def give_up(self) -> None:
         """There is no answer."""
         self._connection.reset(self, frames.INTERNAL_ERROR)

@@ -22,7 +22,7 @@ from kvstore.transport.calls import AnyCall, StreamCall, Transfer, UnaryCall
 from kvstore.transport.frames import ConnectionFault, StreamFault
 from kvstore.transport.guard import Guard
 from kvstore.transport.host import Host
-from kvstore.transport.inbox import Inbox
+from kvstore.transport.inbox import NO_ROOM, Holder, Inbox, NoRoomError
 from kvstore.transport.output import Output
 from kvstore.transport.pages import PageCall, Pages
 
@@ -33,7 +33,7 @@ _LEFT_MAX = 100
 _SMALL_DATA_BYTES = 256
 
 
-class Streams:
+class Streams(Holder):
     """The calls of one connection."""
 
     __slots__ = (
@@ -42,13 +42,11 @@ class Streams:
         "_guard",
         "_host",
         "_left",
-        "_limits",
         "_pages",
         "_whole_max",
         "blocks",
         "ending",
         "last_sid",
-        "now",
         "observer",
         "open",
         "open_max",
@@ -59,22 +57,20 @@ class Streams:
 
     def __init__(self, host: Host, peer: str, output: Output, counts: Guard) -> None:
         limits = host.limits
+        super().__init__(limits, host.totals, host.clock())
         self._host = host
-        self._limits = limits
         self._guard = counts
         self.output = output
         self.peer = peer
         self.observer = host.observer
         self.ending: tuple[int, str] | None = None
         """Status of every streaming call from now on: the server stops."""
-        self.now = host.clock()
-        """When the bytes being worked on were read."""
         self.open: dict[int, AnyCall] = {}
         self.open_max = limits.streams_per_connection_max
         self.last_sid = 0
         self.unreturned = 0
         """Bytes of DATA received on the connection and not yet granted again."""
-        self.blocks = Blocks(limits, host.routes)
+        self.blocks = Blocks(limits, host.routes, host.totals)
         self._find = self.blocks.templates.find
         self._left: OrderedDict[int, None] = OrderedDict()
         self._whole_max = min(limits.message_bytes_max, limits.frame_bytes_max - 5)
@@ -173,6 +169,8 @@ class Streams:
             elif messages:
                 side.message = messages[0]
         except StatusError as error:
+            if isinstance(error, NoRoomError):
+                self._host.refused("request_bytes_total_max")
             if isinstance(call, StreamCall):
                 call.finish(error.code, error.message)
             else:
@@ -276,7 +274,7 @@ class Streams:
                 call = UnaryCall(self, sid, head, timeout)
                 call.transfer = Transfer(self.new_inbox(), half_closed=False)
             self.open[sid] = call
-            if ended:
+            if self._headers_kept(call) and ended:
                 self._half_close(call)
         else:
             self._open_stream(StreamCall(self, sid, head, timeout), ended=ended)
@@ -286,6 +284,8 @@ class Streams:
         route.started += 1
         assert route.stream is not None
         self.open[call.sid] = call
+        if not self._headers_kept(call):
+            return
         try:
             call.sink = route.stream(call)
         except StatusError as error:
@@ -297,6 +297,20 @@ class Streams:
             self._half_close(call)
         if self.ending is not None:
             call.finish(*self.ending)
+
+    def _headers_kept(self, call: AnyCall) -> bool:
+        """Count the headers that no template shares; False: there was no room, the call is over."""
+        size = call.head.size
+        if size > self._limits.template_bytes_max:
+            side = call if isinstance(call, StreamCall) else call.transfer
+            assert side is not None
+            try:
+                side.inbox.keep_headers(size)
+            except NoRoomError as error:
+                self._host.refused("request_bytes_total_max")
+                call.give_up_request(error.code, error.message)
+                return False
+        return True
 
     def _crowded(self) -> bool:
         """Are there too many unread answers, the largest not counted."""
@@ -339,7 +353,18 @@ class Streams:
 
     def new_inbox(self) -> Inbox:
         """An empty inbox under the server's limits."""
-        return Inbox(self._limits, self._host.totals)
+        return Inbox(self._limits, self)
+
+    def give_way(self, size: int) -> None:
+        """End unfinished requests, the largest first, until ``size`` bytes are given back."""
+        wanted = self.held - size
+        parts = [(call.unfinished, call) for call in self.open.values()]
+        holding = [(part.held, call) for part, call in parts if part is not None and part.held]
+        for _, call in sorted(holding, key=lambda found: found[0], reverse=True):
+            if self.held <= wanted:
+                break
+            self._host.refused("request_bytes_total_max")
+            call.give_up_request(grpc.RESOURCE_EXHAUSTED, NO_ROOM)
 
     def ended(self, call: AnyCall, code: int) -> None:
         """Tell the observer of a call that ended."""
@@ -382,11 +407,17 @@ class Streams:
         self._guard.count(guard.FAULT)
 
     def expire(self) -> None:
-        """End the calls whose deadline has passed."""
+        """End the calls whose deadline has passed, and those whose request does not end."""
         now = self._host.clock()
-        late = [c for c in self.open.values() if c.deadline is not None and c.deadline <= now]
-        for call in late:
-            call.expire()
+        begun_by = now - self._limits.request_timeout
+        for call in list(self.open.values()):
+            if call.deadline is not None and call.deadline <= now:
+                call.expire()
+                continue
+            part = call.unfinished
+            if part is not None and part.since is not None and part.since < begun_by:
+                self._host.refused("request_timeout")
+                call.give_up_request(grpc.RESOURCE_EXHAUSTED, "grpc: request takes too long")
 
     def end(self, code: int, message: str) -> None:
         """End the streaming calls, those that come later too."""
@@ -397,6 +428,7 @@ class Streams:
 
     def abort(self) -> None:
         """The connection is lost, and all calls with it."""
+        self.blocks.close()
         calls = list(self.open.values())
         self.open.clear()
         for call in calls:

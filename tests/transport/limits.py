@@ -13,6 +13,7 @@ TEST_LIMITS = Limits(
     streams_per_connection_max=1_000,
     message_bytes_max=2 * MIB,
     request_bytes_total_max=64 * MIB,
+    request_timeout=60.0,
     stream_window_bytes=1 * MIB,
     connection_window_bytes=8 * MIB,
     frame_bytes_max=16 * KIB,

@@ -21,12 +21,11 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tests.transport.attack import sent_away, target
-from tests.transport.peer import PREFACE, Peer, message, request_fields
+from tests.transport.attack import MANY, new_sids, sent_away, target
+from tests.transport.peer import PREFACE, message, request_fields
 from tests.transport.service import PATH
 
 pytestmark = pytest.mark.slow
-MANY = 100_000
 ECHO = request_fields(PATH + "Echo")
 NEVER = request_fields(PATH + "Never")
 
@@ -35,13 +34,6 @@ NEVER = request_fields(PATH + "Never")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The server is another process, under uvloop; the attacker's loop does not matter."""
     return ("asyncio", {"use_uvloop": True})
-
-
-def new_sids(peer: Peer, count: int) -> list[int]:
-    """Streams not used yet."""
-    first = peer.next_sid
-    peer.next_sid += 2 * count
-    return list(range(first, peer.next_sid, 2))
 
 
 async def test_rapid_reset() -> None:
@@ -95,6 +87,17 @@ async def test_refused_streams_flood() -> None:
         assert await sent_away(server, peer, attack) == "too_many_faults"
         stats = await server.stats()
         assert stats["refusals"]["streams_per_connection_max"] >= 100
+
+
+async def test_refused_calls_flood() -> None:
+    """Calls refused because of their headers have a limit."""
+    async with target(refusals_per_second_max=200) as server, server.peer() as peer:
+        fields = request_fields("/no.Where/Is")
+
+        async def attack() -> None:
+            peer.send(*(peer.headers(sid, fields, "END_STREAM") for sid in new_sids(peer, 20)))
+
+        assert await sent_away(server, peer, attack) == "too_many_refusals"
 
 
 async def test_settings_flood() -> None:
@@ -232,170 +235,6 @@ async def test_header_lists_too_large(extra: list[tuple[str, str]]) -> None:
             answer = await peer.answer(sid)
             assert answer.headers.get(":status") == "431" or answer.reset == 1
         assert (await server.stats())["calls"] == 0
-
-
-async def test_different_headers_for_every_call() -> None:
-    """What is remembered of header blocks is bounded per connection."""
-    async with target() as server, server.peer() as peer:
-        for i in range(3000):
-            answer = await peer.call(PATH + "Echo", b"x", token=f"{i:0500d}")
-            assert answer.messages == [b"x"]
-
-
-async def test_requests_that_never_end() -> None:
-    """All unfinished requests together hold a bounded number of bytes."""
-    limit = 4 << 20
-    async with target(request_bytes_total_max=limit) as server:
-        refused = 0
-        async with server.peer() as one, server.peer() as other:
-            for peer in (one, other):
-                sids = [peer.start(PATH + "Echo") for _ in range(40)]
-                start = message(bytes(1_000_000))[:14_000]
-                for sid in sids:
-                    peer.send(*[DataFrame(sid, start)] * 10)
-            for peer in (one, other):
-                await peer.settle()
-                refused += sum(isinstance(f, HeadersFrame) for f in peer.seen)
-            stats = await server.stats()
-            assert limit - 140_000 < stats["request_bytes"] <= limit
-            assert refused >= 40
-            answer = await one.call(PATH + "Echo", b"whole")
-            assert answer.messages == [b"whole"], "a request that is not held is served"
-
-
-async def test_messages_too_large() -> None:
-    """Large messages are refused by their prefix: their bytes are never held."""
-    async with (
-        target(message_bytes_max=1000, faults_per_second_max=1000) as server,
-        server.peer() as peer,
-    ):
-        for _ in range(200):
-            sid = peer.start(PATH + "Echo")
-            peer.send(*[DataFrame(sid, message(bytes(1 << 20))[:16_000])] * 2)
-            answer = await peer.answer(sid)
-            assert answer.status[0] == 8
-        assert (await server.stats())["request_bytes"] == 0
-
-
-async def test_slow_reader_with_a_tiny_window() -> None:
-    """A client that reads a byte at a time holds one answer, and the calm client does not wait."""
-    async with target() as server, server.peer(settings={4: 1}) as peer:
-        sid = peer.start(PATH + "Size", b"1000000")
-        for _ in range(500):
-            peer.send(WindowUpdateFrame(sid, 1))
-            await peer.until(lambda f: isinstance(f, DataFrame))
-        assert 999_000 < (await server.stats())["output_bytes"] < 1_000_005
-
-
-async def test_refused_calls_flood() -> None:
-    """Calls refused because of their headers have a limit."""
-    async with target(refusals_per_second_max=200) as server, server.peer() as peer:
-        fields = request_fields("/no.Where/Is")
-
-        async def attack() -> None:
-            peer.send(*(peer.headers(sid, fields, "END_STREAM") for sid in new_sids(peer, 20)))
-
-        assert await sent_away(server, peer, attack) == "too_many_refusals"
-
-
-def refused_with_long_texts(peer: Peer, count: int) -> bytes:
-    """Calls whose refusals repeat a path that takes nine times its bytes there."""
-    path = b"/" + b"\xff" * 350 + b"/y"
-    fields = [(n.encode(), path if n == ":path" else v.encode()) for n, v in ECHO]
-    peer.encoder.encode(ECHO)  # the update of the table's size is said once
-    block = peer.encoder.encode(fields, huffman=False)
-    return b"".join(
-        HeadersFrame(sid, block, flags=["END_HEADERS", "END_STREAM"]).serialize()
-        for sid in new_sids(peer, count)
-    )
-
-
-async def test_refusals_that_are_not_read() -> None:
-    """A peer that does not read what it provokes is not read from either, until it reads."""
-    limit = 1 << 20
-    async with (
-        target(
-            unread_bytes_max=limit, turn_bytes_max=limit // 2, refusals_per_second_max=MANY
-        ) as server,
-        server.peer() as peer,
-    ):
-        await peer.call(PATH + "Echo")
-        peer.write(refused_with_long_texts(peer, 24_000))
-        await server.until(lambda now: now["output_bytes"] > limit)
-        for _ in range(20):
-            assert (await server.stats())["output_bytes"] < 2 * limit
-        assert peer.writer.transport.get_write_buffer_size() > limit
-        for _ in range(24_000):
-            await peer.until(lambda f: isinstance(f, HeadersFrame))
-            peer.seen.clear()
-        assert (await peer.call(PATH + "Echo", b"next")).messages == [b"next"]
-
-
-async def test_refusals_count_as_unread_answers() -> None:
-    """Whose refusals fill what all connections share is closed as if they were answers."""
-    async with (
-        target(output_bytes_total_max=1 << 20, refusals_per_second_max=MANY) as server,
-        server.peer() as peer,
-    ):
-        peer.write(refused_with_long_texts(peer, 24_000))
-        await server.until(lambda now: now["refusals"] == {"output_bytes_total_max": 1})
-
-
-async def test_unread_answers_of_one_connection() -> None:
-    """Beyond its limit (the largest not counted) a connection gets no more calls served."""
-    async with (
-        target(output_bytes_max=2_000_000, faults_per_second_max=1000) as server,
-        server.peer(settings={4: 0}) as peer,
-    ):
-        for _ in range(100):
-            peer.start(PATH + "Size", b"500000")
-        await peer.settle()
-        refused = [f for f in peer.seen if isinstance(f, RstStreamFrame)]
-        assert {f.error_code for f in refused} == {7}
-        stats = await server.stats()
-        assert stats["output_bytes"] <= 2_000_000 + 2 * 500_005
-        assert stats["refusals"]["output_bytes_max"] == len(refused) >= 90
-
-
-async def test_unread_answers_of_all_connections() -> None:
-    """Beyond the limit of all, the connection that holds the most is closed."""
-    async with (
-        target(output_bytes_total_max=10_000_000) as server,
-        server.peer(settings={4: 0}) as greedy,
-        server.peer(settings={4: 0}) as modest,
-    ):
-        modest.start(PATH + "Size", b"100000")
-        await modest.settle()
-        for _ in range(11):
-            greedy.start(PATH + "Size", b"1000000")
-        await greedy.read_all()
-        stats = await server.stats()
-        assert stats["output_bytes"] == 100_005
-        assert stats["refusals"] == {"output_bytes_total_max": 1}
-
-
-@pytest.mark.parametrize("settings", [{4: 0}, {4: 2**31 - 1}], ids=["window", "socket"])
-async def test_reader_that_stopped(settings: dict[int, int]) -> None:
-    """Who reads nothing for too long while answers wait is disconnected."""
-    async with (
-        target(output_stall_timeout=0.5) as server,
-        server.peer(settings=settings) as peer,
-    ):
-        peer.send(WindowUpdateFrame(0, 2**31 - 1 - 65_535))
-        for _ in range(3):
-            peer.start(PATH + "Size", b"10000000")
-        await server.until(lambda stats: stats["refusals"] == {"output_stall_timeout": 1})
-
-
-async def test_watchers_that_do_not_read() -> None:
-    """Streams that nobody reads say so to those who send, and hold what they were given."""
-    async with target() as server, server.peer(settings={4: 100}) as peer:
-        sids = [peer.start(PATH + "Chat") for _ in range(500)]
-        for _ in range(5):
-            for sid in sids:
-                peer.send(DataFrame(sid, message(bytes(200))))
-        await peer.settle()
-        assert (await server.stats())["output_bytes"] == 500 * (5 * 205 - 100)
 
 
 async def test_silent_connections() -> None:
