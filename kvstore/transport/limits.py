@@ -59,7 +59,7 @@ class Limits:
     """RST_STREAM frames by the peer while we still worked on the call; above: GOAWAY
     ENHANCE_YOUR_CALM."""
     faults_per_second_max: int
-    """Streams that we reset or refuse for the peer's mistakes (provoked resets); likewise."""
+    """Streams that we reset for the peer's mistakes (provoked resets); likewise."""
     settings_per_second_max: int
     """SETTINGS frames; likewise."""
     settings_entries_max: int

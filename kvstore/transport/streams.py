@@ -37,7 +37,9 @@ class Streams(Holder):
     """The calls of one connection."""
 
     __slots__ = (
+        "_crowd_largest",
         "_crowd_max",
+        "_crowd_seen",
         "_find",
         "_guard",
         "_host",
@@ -75,6 +77,9 @@ class Streams(Holder):
         self._left: OrderedDict[int, None] = OrderedDict()
         self._whole_max = min(limits.message_bytes_max, limits.frame_bytes_max - 5)
         self._crowd_max = limits.output_bytes_max
+        self._crowd_seen = 0
+        """Bytes that waited when the largest answer was looked for."""
+        self._crowd_largest = 0
         self._pages = Pages(host, output)
 
     # The fast road.
@@ -314,11 +319,13 @@ class Streams(Holder):
 
     def _crowded(self) -> bool:
         """Are there too many unread answers, the largest not counted."""
-        limit = self._crowd_max
-        if self.output.waiting <= limit:
+        waiting = self.output.waiting
+        if waiting <= self._crowd_max:
             return False
-        largest = max(call.queued_bytes for call in self.open.values())
-        return self.output.waiting - largest > limit
+        if waiting != self._crowd_seen:  # a refused call changes nothing: it looks at no other
+            self._crowd_seen = waiting
+            self._crowd_largest = max(call.queued_bytes for call in self.open.values())
+        return waiting - self._crowd_largest > self._crowd_max
 
     def reset_by_peer(self, sid: int) -> None:
         """RST_STREAM."""
@@ -398,13 +405,13 @@ class Streams(Holder):
     # What the connection asks for.
 
     def fault(self, sid: int, code: int) -> None:
-        """The peer broke a rule on one stream."""
+        """The peer broke a rule on one stream, or its call is one too many."""
         call = self.open.pop(sid, None)
         if call is not None:
             call.abort(grpc.INTERNAL)
         self.output.write(frames.reset(sid, code))
         self._remember(sid)
-        self._guard.count(guard.FAULT)
+        self._guard.count(guard.UNSERVED if code == frames.REFUSED_STREAM else guard.FAULT)
 
     def expire(self) -> None:
         """End the calls whose deadline has passed, and those whose request does not end."""

@@ -77,14 +77,14 @@ async def test_provoked_resets(how: str) -> None:
 async def test_refused_streams_flood() -> None:
     """Calls above the limit of streams are refused, a flood of them ends the connection."""
     async with (
-        target(streams_per_connection_max=50, faults_per_second_max=100) as server,
+        target(streams_per_connection_max=50, unserved_per_second_max=100) as server,
         server.peer() as peer,
     ):
 
         async def attack() -> None:
             peer.send(*(peer.headers(sid, NEVER) for sid in new_sids(peer, 20)))
 
-        assert await sent_away(server, peer, attack) == "too_many_faults"
+        assert await sent_away(server, peer, attack) == "too_many_unserved"
         stats = await server.stats()
         assert stats["refusals"]["streams_per_connection_max"] >= 100
 

@@ -161,7 +161,7 @@ async def test_refusals_count_as_unread_answers() -> None:
 async def test_unread_answers_of_one_connection() -> None:
     """Beyond its limit (the largest not counted) a connection gets no more calls served."""
     async with (
-        target(output_bytes_max=2_000_000, faults_per_second_max=1000) as server,
+        target(output_bytes_max=2_000_000) as server,
         server.peer(settings={4: 0}) as peer,
     ):
         for _ in range(100):

@@ -246,6 +246,21 @@ async def test_slow_reader_of_the_socket() -> None:
         assert running.server.stats().output_bytes == 0
 
 
+async def test_refused_calls_beside_large_answers() -> None:
+    """Calls refused because answers wait are no mistake: however many, the answers are not lost."""
+    limits = replace(TEST_LIMITS, output_bytes_max=100_000, faults_per_second_max=10)
+    settings = {INITIAL_WINDOW_SIZE: 0}
+    async with serving(limits) as running, connected(running.port, settings=settings) as peer:
+        large = [peer.start(PATH + "Size", b"200000") for _ in range(2)]
+        refused = [peer.start(PATH + "Echo", b"x") for _ in range(500)]
+        for sid in refused:
+            assert (await peer.answer(sid)).reset == 7
+        peer.send(WindowUpdateFrame(0, 1 << 20), *(WindowUpdateFrame(s, 1 << 20) for s in large))
+        await eventually(lambda: not running.connection.streams.open)
+        await peer.settle()
+        assert [messages(data_of(peer, sid)) for sid in large] == [[bytes(200_000)]] * 2
+
+
 async def test_goaway_on_zero_increment() -> None:
     """WINDOW_UPDATE of 0 ends the connection, or the stream, with PROTOCOL_ERROR."""
     async with serving() as running, connected(running.port) as peer:
