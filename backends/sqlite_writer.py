@@ -42,6 +42,9 @@ _SIZES_REFRESH_PAGES = 64
 """``sizes`` is taken anew once this many pages have been written."""
 
 _DEFINITE = (apsw.FullError, apsw.BusyError)
+_VACUUM_REFUSED = (*_DEFINITE, apsw.CantOpenError, apsw.SQLError)
+"""Before VACUUM has changed anything, or with all of it undone; temporary files are on the
+database's own disk, so that an I/O error there counts like any other."""
 _COMMITTED = CommitResult(Outcome.COMMITTED)
 
 
@@ -119,16 +122,26 @@ class Writer:
             self._break(error)
 
     def vacuum(self) -> BackendError | None:
-        """Rebuild the file without free pages; needs room for two copies meanwhile."""
+        """Rebuild the file without free pages; meanwhile needs room for two copies, both beside it:
+        a temporary one and one in the log.
+
+        When it is refused (no room, no temporary file), the store is as it was.
+        """
         if self.broken:
             return BackendError(self.broken)
         try:
-            self._connection.execute("VACUUM")
+            before = self._position()
+            try:
+                directory = str(self._log_path.parent.absolute())
+                self._connection.pragma("temp_store_directory", directory)
+                self._connection.execute("VACUUM")
+            except _VACUUM_REFUSED as error:
+                if not self._is_undone(before):
+                    raise
+                return BackendError(f"defragmentation failed: {describe(error)}")
             self._pages_written = self._count_pages()
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self.sizes = self._take_sizes()
-        except _DEFINITE as error:
-            return BackendError(f"defragmentation failed: {describe(error)}")
         except Exception as error:  # noqa: BLE001 - likewise
             return BackendError(self._break(error).reason)
         return None
@@ -210,13 +223,20 @@ class Writer:
 
     def _undone(self, batch: Batch, error: apsw.Error) -> CommitResult:
         """Make sure that nothing of the failed ``batch`` is left; raises ``apsw.Error``."""
-        self._roll_back()
-        found = self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
-        if found != (batch.epoch, batch.tip_before):
+        if not self._is_undone((batch.epoch, batch.tip_before)):
             return self._break(error)
+        return CommitResult(Outcome.NOT_COMMITTED, describe(error))
+
+    def _is_undone(self, before: tuple[object, ...]) -> bool:
+        """Roll back; is the shard at the (epoch, tip) from before? A checkpoint is due then."""
+        self._roll_back()
         self._pages_written = self._count_pages()
         self._pages_logged = max(self._pages_logged, self._checkpoint_pages)
-        return CommitResult(Outcome.NOT_COMMITTED, describe(error))
+        return self._position() == before
+
+    def _position(self) -> tuple[object, ...]:
+        """(epoch, tip) as stored."""
+        return self._connection.execute(self._statements.select_fence).fetchall()[0][3:5]
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:

@@ -207,6 +207,33 @@ async def test_fault_of_ours_breaks_the_store(
         await session.defragment()
 
 
+async def test_full_disk_at_a_defragmentation_costs_nothing(
+    session: Session, faults: Faults
+) -> None:
+    """A rebuild for which there is no room fails, and the store goes on."""
+    assert COMMITTED == await session.commit(session.batch(large(session)))
+    faults.failing["write", "-wal"] = apsw.SQLITE_FULL
+    with pytest.raises(BackendError, match="defragmentation failed: SQLITE_FULL"):
+        await session.defragment()
+    faults.failing.clear()
+    assert COMMITTED == await session.commit(session.batch(large(session)))
+    assert 201 == len(await session.rows())
+    await session.defragment()
+
+
+async def test_io_error_at_a_defragmentation_breaks_the_store(
+    session: Session, faults: Faults
+) -> None:
+    """A rebuild whose sync fails is like a commit whose sync fails, and is told at once."""
+    reasons: list[str] = []
+    session.backend.on_broken = reasons.append
+    faults.failing["sync", "-wal"] = apsw.SQLITE_IOERR_FSYNC
+    with pytest.raises(BackendError, match="SQLITE_IOERR_FSYNC"):
+        await session.defragment()
+    await until(lambda: len(reasons) > 0)
+    assert Outcome.BROKEN is (await session.commit(session.batch(large(session)))).outcome
+
+
 async def test_full_disk_at_a_checkpoint_leaves_the_log(session: Session, faults: Faults) -> None:
     """A database file that cannot grow does not lose what is in the log; it follows later."""
     faults.failing["write", ".db"] = apsw.SQLITE_FULL

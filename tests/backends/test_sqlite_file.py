@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio.lowlevel
@@ -16,11 +16,14 @@ import pytest
 from backends import sqlite_file
 from backends.schema import Migration, migrations, sqlite_dialect
 from backends.sqlite import SqliteBackend
+from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
 from tests.backends.raw import raw
 from tests.backends.storage import Session, put
 
 NOBODY = 65534
+SPILLING = SqliteConfig(page_cache_bytes=64 * 1024)
+"""A page cache that a rebuild cannot do with."""
 HOLDER = """
 import sys
 from pathlib import Path
@@ -370,3 +373,45 @@ async def test_read_only_store_is_refused(open_directory: Path) -> None:
     assert before == contents(open_directory)["kvstore.db"]
     set_modes({path: 0o644})
     await filled(path)
+
+
+async def test_defragmentation_that_cannot_begin_costs_nothing(open_directory: Path) -> None:
+    """Where the temporary copy cannot be made, the rebuild is refused and the store goes on."""
+    session = await Session(SqliteBackend(open_directory / "kvstore.db", config=SPILLING)).open()
+    await session.put(b"a", value=bytes(1_000_000))
+    set_modes({open_directory: 0o555})
+    with ordinary_user(), pytest.raises(BackendError, match="defragmentation failed"):
+        await session.defragment()
+    set_modes({open_directory: 0o755})
+    await session.put(b"b")
+    await session.defragment()
+    assert [2, 3] == [row[0] for row in await session.rows()]
+    await session.close()
+
+
+def open_files() -> set[Path]:
+    """What this process has open, unlinked files included."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.add(descriptor.readlink())
+    return {file for file in found if file.is_absolute() and Path("/proc") not in file.parents}
+
+
+async def test_defragmentation_copies_beside_the_database(path: Path, tmp_path: Path) -> None:
+    """The temporary copy, as large as the store, is where the store is: other places may be small
+    or closed.
+    """
+    session = await Session(SqliteBackend(path, config=SPILLING)).open()
+    await session.put(b"a", value=bytes(1_000_000))
+    assert isinstance(session.backend, SqliteBackend)
+    before, opened = open_files(), set[Path]()
+
+    def look() -> bool:
+        opened.update(open_files())
+        return False
+
+    session.backend._writer._connection.set_progress_handler(look, 10)
+    await session.defragment()
+    assert {tmp_path} == {file.parent for file in opened - before}
+    await session.close()
