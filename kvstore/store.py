@@ -12,7 +12,8 @@ see ``commit``.
 Values that are no longer head and not yet old (uncommitted, or just replaced) wait in ``recent``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from kvstore.backend import IndexRow, Row
 from kvstore.commit import Commits
@@ -47,6 +48,8 @@ from kvstore.txn import (
     ranges_of,
 )
 
+OutcomeT = TypeVar("OutcomeT")
+
 ROW_OVERHEAD = 64
 """Bytes that a row counts for the queue limits beside its key and value."""
 
@@ -68,6 +71,7 @@ class Store:
         self._hub = hub
         self._config = config
         self._recent = RecentValues(config.recent_bytes_max, self._safe)
+        self._at_hand: Mapping[Entry, bytes] = {}
         self._rows: list[Row] = []
         self._size = 0
         commits.on_durable = hub.advance
@@ -180,6 +184,18 @@ class Store:
         self._issue(shard)
         return result
 
+    def with_values(
+        self, values: Mapping[Entry, bytes], execute: Callable[[], OutcomeT]
+    ) -> OutcomeT:
+        """Run ``execute`` with values at hand that attempts before were in need of
+        (NeedValuesError), wherever they are now.
+        """
+        self._at_hand = values
+        try:
+            return execute()
+        finally:
+            self._at_hand = {}
+
     def put_if(self, key: bytes, mod_revision: int, value: bytes, lease: int) -> int:
         """Put ``key`` if its mod_revision (0: not live) is as given, as kube-apiserver writes.
 
@@ -270,7 +286,9 @@ class Store:
             raise KeyNotFoundError
         self._check_lease(op)
         if found is not None and op.ignore_value and found[0].values[found[1]] is None:
-            raise NeedValuesError([(op.key, found[0].entries[found[1]])])
+            entry = found[0].entries[found[1]]
+            if entry not in self._at_hand:
+                raise NeedValuesError([(op.key, entry)])
 
     def _check_lease(self, op: Put) -> None:
         if op.lease and not self._leases.exists(op.lease):
@@ -323,7 +341,8 @@ class Store:
             read.step()
         if read.sorts_by_value():
             pairs = zip(read.keys, read.entries, strict=True)
-            read.values = [self.framed(key, entry) for key, entry in pairs]
+            at_hand = self._at_hand
+            read.values = [at_hand.get(entry) or self.framed(key, entry) for key, entry in pairs]
         return read
 
     def _check_range(self, query: RangeQuery, head: int) -> None:
@@ -350,6 +369,8 @@ class Store:
             self._set(place, op.key, value, lease, revision, sub)
             return PutResult(revision, None)
         previous, framed = chunk.entries[at], chunk.values[at]
+        if framed is None:
+            framed = self._at_hand.get(previous)
         if op.ignore_value:
             assert framed is not None, "checked before"
             value = value_of(framed)
@@ -447,11 +468,21 @@ class Store:
         """Live items of a range, for compares."""
         if end is None:
             item = self.get(key, self.revision)
-            return [item] if item is not None else []
-        return [
-            Item(*item)
-            for chunk, low, high in self.index.slices(key, end)
-            for item in zip(
-                chunk.keys[low:high], chunk.entries[low:high], chunk.values[low:high], strict=True
-            )
-        ]
+            items = [item] if item is not None else []
+        else:
+            items = [
+                Item(*item)
+                for chunk, low, high in self.index.slices(key, end)
+                for item in zip(
+                    chunk.keys[low:high],
+                    chunk.entries[low:high],
+                    chunk.values[low:high],
+                    strict=True,
+                )
+            ]
+        if self._at_hand:
+            items = [
+                item if item.framed else item._replace(framed=self._at_hand.get(item.entry))
+                for item in items
+            ]
+        return items

@@ -102,8 +102,8 @@ Result = PutResult | DeleteResult | RangeResult | TxnResult
 
 
 class NeedValuesError(Exception):
-    """Values that decide the request are not in memory: fetch ``pairs``, cache them, and execute
-    from the start.
+    """Values that decide the request are not in memory: fetch ``pairs`` and execute from the start
+    with them at hand.
     """
 
     def __init__(self, pairs: list[tuple[bytes, Entry]]) -> None:

@@ -6,8 +6,8 @@ wait:
 - **its ticket**: what it shows rests on changes that are not durable yet (``commits.release``);
 - **its pin**: a read of several shards waits until their frontiers reach its revision
   (``commits.when_visible``);
-- **values** that are not in memory. Those that decide are fetched first and the request then
-  executes from the start; those only shown are fetched after it has executed.
+- **values** that are not in memory. Those that decide are fetched first (``deciding``) and the
+  request then executes from the start; those only shown are fetched after it has executed.
 
 A refusal is an answer too: one that was decided at the head waits for its ticket, one for want of
 room does not (``UnreadyError``).
@@ -32,6 +32,7 @@ from kvstore.kv import Header
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.range import Item
 from kvstore.rpc import decode, encode
+from kvstore.rpc.deciding import DecidingValues
 from kvstore.rpc.range import RangeCall
 from kvstore.rpc.range_stream import RangeStreamCall
 from kvstore.store import Store
@@ -47,8 +48,8 @@ from kvstore.txn import (
 
 _SERVICE = b"/etcdserverpb.KV/"
 _FETCH_ROUNDS_MAX = 10
-"""Times that values which decide are fetched before a request that keeps losing them is given up as
-timed out.
+"""Times that values which decide are fetched, others each time because their keys were changed
+meanwhile, before the request is given up as timed out.
 """
 
 Execute = Callable[[], tuple[Sequence[int], Sequence[Result], Callable[[encode.Lookup], bytes]]]
@@ -75,6 +76,7 @@ class KvService:
         self._request = request
         self._reads = reads
         self._call_soon = call_soon
+        self._deciding = DecidingValues(store, reads.fetch_rows_max, call_soon)
 
     def methods(self) -> list[Method]:
         """The service's table for the transport."""
@@ -202,13 +204,20 @@ class KvService:
             raise StatusError(RequestTooLargeError.code, RequestTooLargeError.text)
 
     def _execute(
-        self, execute: Execute, shards: Sequence[int], call: Call, rounds: int = 0
+        self,
+        execute: Execute,
+        shards: Sequence[int],
+        call: Call,
+        values: dict[Entry, bytes] | None = None,
+        rounds: int = 0,
     ) -> None:
-        """Run a request; its answer is released when it may be shown. Always answers through
-        ``call``.
+        """Run a request, with ``values`` at hand that were fetched for it in so many rounds; its
+        answer is released when it may be shown. Always answers through ``call``.
         """
         try:
-            touched, results, encoded = execute()
+            touched, results, encoded = (
+                self._store.with_values(values, execute) if values else execute()
+            )
         except UnreadyError as error:
             call.fail(error.code, error.text)
             return
@@ -219,12 +228,30 @@ class KvService:
             if rounds == _FETCH_ROUNDS_MAX:
                 call.fail(TimedOutError.code, TimedOutError.text)
                 return
-            self._fetch_and_retry(need.pairs, execute, shards, call, rounds + 1)
+            held = values if values is not None else {}
+
+            def fetched(error: StoreError | None) -> None:
+                if error is not None:
+                    call.fail(error.code, error.text)
+                else:
+                    self._execute(execute, shards, call, held, rounds + 1)
+
+            self._deciding.fetch(held, need.pairs, fetched)
             return
         missing = encode.shown_items(results)
-        if not missing:
+        if missing:
+            self._fetch_shown(missing, touched, encoded, call)
+        else:
             self._commits.release(touched, call, encoded(_framed))
-            return
+
+    def _fetch_shown(
+        self,
+        missing: Sequence[Item],
+        touched: Sequence[int],
+        encoded: Callable[[encode.Lookup], bytes],
+        call: Call,
+    ) -> None:
+        """Answer a request that has been executed, once what it shows is in memory."""
         pairs = [(item.key, item.entry) for item in missing]
 
         def fetched(values: Fetched) -> None:
@@ -237,24 +264,6 @@ class KvService:
             found = dict(zip(pairs, values, strict=True))
             body = encoded(lambda item: _found(item, found))
             self._commits.release(touched, call, body)
-
-        self._store.fetch(pairs, fetched)
-
-    def _fetch_and_retry(
-        self,
-        pairs: list[tuple[bytes, Entry]],
-        execute: Execute,
-        shards: Sequence[int],
-        call: Call,
-        rounds: int,
-    ) -> None:
-        """Have the values that decide a request cached, then run it from the start."""
-
-        def fetched(values: Fetched) -> None:
-            if isinstance(values, StoreError):
-                call.fail(values.code, values.text)
-            else:
-                self._execute(execute, shards, call, rounds)
 
         self._store.fetch(pairs, fetched)
 
