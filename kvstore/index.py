@@ -21,8 +21,8 @@ tombstones included:
     at 3: (3..)   at 4: nothing   at 6: (5..)
     trim(4): a -> ((4..),)   trim(5): a -> ()     a tombstone stays only at the compact revision
 
-They are tuples, which the garbage collector looks at once; a key that changes very often has a list
-of them, which grows without being copied and which the collector walks every time.
+They are tuples, which the garbage collector looks at once, for a key that changed once or is dead;
+those of a live key that changed more often are a list, which grows without being copied.
 
 Values are cached per head version, evicted a chunk at a time by a clock hand (a chunk read since
 the last pass gets another round). Values of revisions above ``keep_after`` are never evicted: they
@@ -51,8 +51,8 @@ most); for each sixteenth by which the budget is exceeded as many again, and non
 _VALUES_LOOKS = 16
 """What going through a chunk's values counts, in chunks only passed."""
 
-_TUPLE_VERSIONS = 4
-"""A key with more older versions has them in a list."""
+_TUPLE_VERSIONS = 16
+"""More older versions of a key are not copied into a tuple when it dies or is trimmed."""
 
 
 class Chunk:
@@ -183,8 +183,7 @@ class Index:
         chunk = self._chunks[at_chunk]
         at = bisect_left(chunk.keys, key)
         assert chunk.keys[at] == key, "only a live key can be deleted"
-        self._remember(key, chunk.entries[at])
-        self._remember(key, tombstone)
+        self._bury(key, chunk.entries[at], tombstone)
         value = chunk.values[at]
         if value is not None:
             chunk.value_bytes -= len(value)
@@ -327,10 +326,19 @@ class Index:
             segment[key] = (entry,)
         elif isinstance(versions, list):
             versions.append(entry)
-        elif len(versions) < _TUPLE_VERSIONS:
-            segment[key] = versions + (entry,)  # noqa: RUF005  # half of what unpacking costs
         else:
             segment[key] = [*versions, entry]
+
+    def _bury(self, key: bytes, entry: Entry, tombstone: Entry) -> None:
+        """Remember both: a key that died is likely to stay as it is."""
+        segment = self._older[hash(key) % _OLDER_SEGMENTS]
+        versions = segment.get(key, ())
+        if len(versions) <= _TUPLE_VERSIONS:
+            segment[key] = (*versions, entry, tombstone)
+        elif isinstance(versions, list):
+            versions += (entry, tombstone)
+        else:
+            segment[key] = [*versions, entry, tombstone]
 
     def _split(self, at: int) -> None:
         """Halve a chunk; the new boundary is the right half's first key."""

@@ -220,7 +220,9 @@ def test_an_eviction_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_older_versions_are_nothing_to_the_collector() -> None:
-    """What churn leaves behind is tuples of numbers, which the collector looks at once."""
+    """What churn leaves behind is tuples of numbers, which the collector looks at once: of keys
+    that changed once, or however often before they died.
+    """
     tested = index.Index()
     names = [b"%05d" % n for n in range(5_000)]
     gc.collect()
@@ -229,22 +231,28 @@ def test_older_versions_are_nothing_to_the_collector() -> None:
         tested.put(key, (n + 2, 0, n + 2, 1, 0), None)
         tested.put(key, (n + 20_002, 0, n + 2, 2, 0), None)
         if n % 2:
-            tested.delete(key, (n + 30_000, 0, 0, 0, 0))
+            tested.put(key, (n + 30_000, 0, n + 2, 3, 0), None)
+            tested.delete(key, (n + 40_000, 0, 0, 0, 0))
     gc.collect()
     gc.collect()
     assert len(gc.get_objects()) - before < 500
 
 
-def test_a_key_of_many_versions() -> None:
-    """Its older versions stay in order while they become more and fewer."""
+@pytest.mark.parametrize("deaths", [(), (3,), (9, 12), (25, 28), (3, 25, 26, 29)])
+def test_a_key_of_many_versions(deaths: tuple[int, ...]) -> None:
+    """Its older versions stay in order while they become more and fewer, through its deaths."""
     tested = index.Index()
-    entries = [(n, 0, 2, n - 1, 0) for n in range(2, 30)]
-    for entry in entries:
-        tested.put(b"a", entry, None)
+    entries: list[Entry] = []
+    for n in range(2, 32):
+        if n in deaths:
+            entries.append((2 * n, 0, 0, 0, 0))
+            tested.delete(b"a", entries[-1])
+        entries.append((2 * n + 1, 0, 2, n - 1, 0))
+        tested.put(b"a", entries[-1], None)
     assert entries[:-1] == list(tested.older(b"a"))
-    for revision in (4, 12, 20, 27, 29):
-        dropped = [entry for entry in entries[:-1] if entry[0] < revision]
-        assert dropped == list(tested.trim(b"a", revision))
+    for n in (4, 12, 20, 27, 31):
+        dropped = [entry for entry in entries[:-1] if entry[0] < 2 * n + 1]
+        assert dropped == list(tested.trim(b"a", 2 * n + 1))
         entries = entries[len(dropped) :]
         assert entries[:-1] == list(tested.older(b"a"))
 
