@@ -26,6 +26,8 @@ from kvstore.transport.streams import Streams
 
 _DRAIN_SECONDS = 1.0
 _KEEPALIVE_PING = frames.ping(b"\0kalive\0")
+_LONG_READ_BYTES = 128 * 1024
+"""A read of as many bytes or more may have left some: uvloop's buffer holds 250 KiB."""
 _DRAIN_PING = b"\0goaway\0"
 
 
@@ -109,17 +111,33 @@ class Http2Connection(asyncio.Protocol):
             if streams.unreturned:
                 self._return_window()
             if rest or position < end:
-                if position or not rest:
-                    self._rest_since = streams.now
-                self._rest = data[position:]
-                self._host.totals.request_bytes += len(self._rest) - len(rest)
+                self._keep(data[position:], progress=position > 0)
             if not scheduled:
                 output.flush()
+            if end >= _LONG_READ_BYTES:
+                self._let_others_read()
         except ConnectionFault as fault:
             self._die(fault)
         except Exception as error:  # noqa: BLE001 - a bug costs one connection, not all
             self._host.failed("connection failed", error)
             self.abort()
+
+    def _keep(self, rest: bytes, *, progress: bool) -> None:
+        """Hold the frame that is not whole; ``progress``: another one was."""
+        if progress or not self._rest:
+            self._rest_since = self.streams.now
+        self._host.totals.request_bytes += len(rest) - len(self._rest)
+        self._rest = rest
+
+    def _let_others_read(self) -> None:
+        """Read on in the next turn: libuv reads 32 times from a socket that always has more."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self.output.deaf:
+            self._transport.resume_reading()
 
     # Frames.
 

@@ -17,6 +17,7 @@ import h11
 from kvstore.transport import linger
 from kvstore.transport.api import HttpRequest, HttpResponse
 from kvstore.transport.host import Host
+from kvstore.transport.output import SocketBuffer
 
 _TEXT = [("content-type", "text/plain; charset=utf-8")]
 
@@ -48,6 +49,7 @@ class Http1Connection(asyncio.Protocol):
         self._since = host.clock()
         """When the last request was answered, or the first byte of this one came."""
         self._dying_at: float | None = None
+        self._socket = SocketBuffer(host.totals)
         self._mark = 0
         self._moved_at = self._since
 
@@ -62,6 +64,7 @@ class Http1Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody waits for an answer any more."""
         self._transport = None
+        self._socket.holds(0)
         self._serial += 1
         self._clear_body()
         self._host.closed(self)
@@ -69,10 +72,12 @@ class Http1Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The socket's buffer is full: the next request waits."""
         self._paused = True
+        self._look()
 
     def resume_writing(self) -> None:
         """It has room again: go on, but not within its write, which asyncio would finish twice."""
         self._paused = False
+        self._look()
         asyncio.get_running_loop().call_soon(self._guarded, self._go_on)
 
     def data_received(self, data: bytes) -> None:
@@ -237,8 +242,13 @@ class Http1Connection(asyncio.Protocol):
 
     @property
     def waiting(self) -> int:
-        """Bytes of answers that the peer has not read."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        """Bytes of answers that the peer had not read when they were last looked at."""
+        return self._socket.size
+
+    def _look(self) -> None:
+        """Count what the socket has not taken."""
+        if self._transport is not None:
+            self._socket.holds(self._transport.get_write_buffer_size())
 
     @property
     def calls(self) -> int:
@@ -249,6 +259,7 @@ class Http1Connection(asyncio.Protocol):
         """Close a connection that is idle, sends its request too slowly, or does not read."""
         if self._transport is None:
             return
+        self._look()
         waiting = self.waiting
         if waiting != self._mark:
             self._mark = waiting
@@ -276,6 +287,7 @@ class Http1Connection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once; what the socket held counts no more."""
         if self._transport is not None:
             self._transport.abort()
+            self._socket.holds(0)

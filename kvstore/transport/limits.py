@@ -97,7 +97,8 @@ class Limits:
     output_bytes_max: int
     """Unread answers of one connection; above: it is not read from until half of them are gone."""
     output_bytes_total_max: int
-    """Unread answers of all connections; above: the connection with the most is closed."""
+    """Unread answers of all connections, those of HTTP/1.1 and in sockets' buffers included; above:
+    the connection with the most is closed."""
     output_stall_timeout: float
     """A peer that reads nothing for so long while answers wait is disconnected."""
 

@@ -136,12 +136,12 @@ async def test_refusals_that_are_not_read() -> None:
         server.peer() as peer,
     ):
         await peer.call(PATH + "Echo")
-        peer.write(refused_with_long_texts(peer, 16_000))
+        peer.write(refused_with_long_texts(peer, 40_000))
         await server.until(lambda now: now["output_bytes"] > limit)
         for _ in range(20):
             assert (await server.stats())["output_bytes"] < 2 * limit
         assert peer.writer.transport.get_write_buffer_size() > 0
-        for _ in range(16_000):
+        for _ in range(40_000):
             await peer.until(lambda f: isinstance(f, HeadersFrame))
             peer.seen.clear()
             await asyncio.sleep(0)
@@ -154,7 +154,7 @@ async def test_refusals_count_as_unread_answers() -> None:
         target(output_bytes_total_max=1 << 20, refusals_per_second_max=MANY) as server,
         server.peer() as peer,
     ):
-        peer.write(refused_with_long_texts(peer, 16_000))
+        peer.write(refused_with_long_texts(peer, 40_000))
         await server.until(lambda now: now["refusals"] == {"output_bytes_total_max": 1})
 
 
@@ -189,6 +189,25 @@ async def test_unread_answers_of_all_connections() -> None:
         stats = await server.stats()
         assert stats["output_bytes"] == 100_005
         assert stats["refusals"] == {"output_bytes_total_max": 1}
+
+
+async def test_unread_answers_of_http1() -> None:
+    """Answers over HTTP/1.1 count as well, and their connections are closed before smaller ones."""
+    limit = 3 << 20
+    async with (
+        target(output_bytes_total_max=limit) as server,
+        server.peer(settings={4: 0}) as modest,
+        server.pairs(8) as pairs,
+    ):
+        modest.start(PATH + "Size", b"200000")
+        await modest.settle()
+        for _, writer in pairs:
+            writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n" * 20)
+        stats = await server.until(lambda now: "output_bytes_total_max" in now["refusals"])
+        assert 200_005 < stats["output_bytes"] <= limit
+        await modest.settle()
+        for _, writer in pairs:
+            writer.transport.abort()
 
 
 @pytest.mark.parametrize("settings", [{4: 0}, {4: 2**31 - 1}], ids=["window", "socket"])

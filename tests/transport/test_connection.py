@@ -34,6 +34,7 @@ class Socket(asyncio.Transport):
         self.written = bytearray()
         self.protocol: asyncio.BaseProtocol | None = None
         self.closed = False
+        self.told: list[str] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep it."""
@@ -51,8 +52,13 @@ class Socket(asyncio.Transport):
         """Keep it."""
         self.protocol = protocol
 
+    def pause_reading(self) -> None:
+        """Note it."""
+        self.told.append("pause")
+
     def resume_reading(self) -> None:
-        """Nothing is read."""
+        """Note it."""
+        self.told.append("resume")
 
     def can_write_eof(self) -> bool:
         """No."""
@@ -238,6 +244,18 @@ async def test_small_answers_of_a_turn_are_bounded() -> None:
     for _ in range(20):  # the rest follows, turn by turn
         await asyncio.sleep(0)
     assert len(world.socket.written) - before > 400 * 16_000
+    world.end()
+
+
+async def test_a_long_read_lets_others_read() -> None:
+    """After a read that may have left some, the loop turns to its other connections first."""
+    world = World()
+    world.feed(conversation([("Echo", bytes(1000), "", False)] * 10))
+    assert world.socket.told == []
+    world.feed(WindowUpdateFrame(0, 1).serialize() * 11_000)
+    assert world.socket.told == ["pause"]
+    await asyncio.sleep(0)
+    assert world.socket.told == ["pause", "resume"]
     world.end()
 
 
