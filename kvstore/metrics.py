@@ -222,12 +222,30 @@ class StoreMetrics:
             yield from _gauges(
                 ("etcd_server_quota_backend_bytes", "Bytes allowed.", self._quota_bytes)
             )
+        yield from self._operations()
         yield from self._leases()
         yield CounterMetricFamily(
             "etcd_server_proposals_failed",
             "Commits that failed for good.",
             sum(bool(queue.broken) for queue in queues),
         )
+
+    def _operations(self) -> Iterator[Metric]:
+        counts = self._store.counts
+        counters = (
+            ("etcd_mvcc_put", "Puts.", counts.puts),
+            ("etcd_mvcc_range", "Ranges.", counts.gets + counts.ranges),
+            ("etcd_mvcc_delete", "Deletes.", counts.deletes),
+            ("etcd_mvcc_txn", "Txns of more than one operation.", counts.txns),
+            (
+                "kvstore_cache_hits",
+                "Values that reads found in memory.",
+                counts.gets + counts.values_in_memory,
+            ),
+            ("kvstore_cache_misses", "Values read from storage.", counts.values_read),
+        )
+        for name, meaning, number in counters:
+            yield CounterMetricFamily(name, meaning, number)
 
     def _leases(self) -> Iterator[Metric]:
         lessor = self._lessor

@@ -18,6 +18,7 @@ from typing import TypeVar
 from kvstore.backend import IndexRow, Row
 from kvstore.commit import Commits
 from kvstore.config import StoreConfig
+from kvstore.counts import Counts
 from kvstore.errors import (
     CompactedError,
     CrossShardError,
@@ -67,6 +68,7 @@ class Store:
         self.revision = commits.durable
         self.compact_revision = -1
         self.holds = Holds()
+        self.counts = Counts()
         self._leases = leases
         self._hub = hub
         self._config = config
@@ -115,6 +117,7 @@ class Store:
 
     def read(self, query: RangeQuery, at: int) -> RangeRead:
         """Begin to read ``query`` at revision ``at``."""
+        self.counts.ranges += 1
         return RangeRead(
             self.index,
             self.history,
@@ -162,6 +165,7 @@ class Store:
         other reason is corruption: ``done`` gets CorruptError, and the shard must not be trusted. A
         storage failure gives StoppedError, too many reads at once TooManyRequestsError.
         """
+        self.counts.values_read += len(pairs)
         Fetch(self, pairs, done).start()
 
     def cache(self, key: bytes, entry: Entry, framed: bytes) -> None:
@@ -238,6 +242,7 @@ class Store:
         for sub, key in enumerate(live):
             assert self.shards.of(key) == shard, "keys of one shard"
             self._apply_tombstone(key, self.revision + 1, sub)
+        self.counts.deletes += len(live)
         self._issue(shard)
         return self.revision
 
@@ -258,6 +263,7 @@ class Store:
         self._check(txn, iter(taken), head)
         sub = [0]
         result = self._apply(txn, iter(taken), head, sub)
+        self.counts.txns += len(result.results) > 1
         if sub[0]:
             self._issue(shards[0])
             return result, self.revision
@@ -357,6 +363,7 @@ class Store:
                 raise NeedValuesError(missing)
 
     def _apply_range(self, query: RangeQuery, head: int) -> RangeResult:
+        self.counts.ranges += 1
         read = self._read_now(query, head)
         read.finish()
         return RangeResult(head, read)
@@ -394,6 +401,7 @@ class Store:
         else:
             previous = framed_before = None
             create, version, lease_before = revision, 1, 0
+        self.counts.puts += 1
         entry = (revision, sub, create, version, lease)
         framed = frame_key_value(key, create, revision, version, value, lease)
         self.index.put_at(place, key, entry, framed)
@@ -405,6 +413,7 @@ class Store:
         self._hub.record(self.shards.of(key), key, entry, framed, previous, framed_before)
 
     def _apply_delete(self, op: DeleteRange, revision: int, sub: int) -> DeleteResult:
+        self.counts.deletes += 1
         if op.end is None:
             keys = [op.key] if self.index.head(op.key) is not None else []
         else:

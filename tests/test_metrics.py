@@ -1,6 +1,7 @@
 """Metrics: names that dashboards expect, numbers that are true, a page that Prometheus can read."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hyperframe.frame import DataFrame, RstStreamFrame
@@ -11,7 +12,7 @@ from kvstore.histogram import Histogram
 from kvstore.metrics import CallMetrics, make_exposition
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.api import Method
-from tests.house import RANGE, WATCH, House, living, memory, page, put
+from tests.house import QUICK, RANGE, WATCH, House, living, memory, page, put
 from tests.transport.peer import connected, message
 from tests.transport.running import eventually
 
@@ -56,6 +57,12 @@ EXPECTED = [
     "kvstore_frontier_lag_revisions",
     "kvstore_watch_lag_revisions",
     "kvstore_cache_bytes",
+    "kvstore_cache_hits_total",
+    "kvstore_cache_misses_total",
+    "etcd_mvcc_put_total",
+    "etcd_mvcc_range_total",
+    "etcd_mvcc_delete_total",
+    "etcd_mvcc_txn_total",
     "kvstore_loop_stall_seconds_bucket",
     "kvstore_gc_pause_seconds_bucket",
     "kvstore_limits_reached_total",
@@ -138,6 +145,30 @@ async def test_calls() -> None:
     timed = {"grpc_method": "Put", **kv}
     assert seen.number("grpc_server_handling_seconds_count", **timed) == 3
     assert seen.number("grpc_server_handling_seconds_bucket", le="+Inf", **timed) == 3
+
+
+async def test_operations_and_the_cache() -> None:
+    """Operations are counted as etcd does, values by where they were found."""
+    frugal = replace(QUICK, store=replace(QUICK.store, cache_bytes_max=0, recent_bytes_max=0))
+    both = pb.RangeRequest(key=b"a", range_end=b"c").SerializeToString()
+    for config, hits, misses in ((QUICK, 3, 0), (frugal, 1, 2)):  # what was just read is kept
+        async with living(House([memory()], config)) as house, connected(house.port) as peer:
+            for key in (b"a", b"b"):
+                await peer.answer(put(peer, key))
+            await peer.call(RANGE, both)
+            await peer.call(RANGE, pb.RangeRequest(key=b"a").SerializeToString())
+            await peer.call(RANGE, pb.RangeRequest(key=b"a", keys_only=True).SerializeToString())
+            txn = pb.TxnRequest()
+            txn.success.add().request_put.key = b"c"
+            txn.success.add().request_delete_range.key = b"b"
+            txn.success.add().request_range.MergeFromString(both)
+            txn.success[2].request_range.count_only = True
+            await peer.call("/etcdserverpb.KV/Txn", txn.SerializeToString())
+            seen = await scrape(house)
+        for name, count in (("put", 3), ("range", 4), ("delete", 1), ("txn", 1)):
+            assert seen.number(f"etcd_mvcc_{name}_total") == count
+        assert seen.number("kvstore_cache_hits_total") == hits
+        assert seen.number("kvstore_cache_misses_total") == misses
 
 
 async def test_what_waits(steps: Steps) -> None:

@@ -100,6 +100,7 @@ class KvService:
             if item is None:
                 return self._header.at(durable)
             if item.framed is not None:
+                self._store.counts.gets += 1
                 return self._header.at(durable) + item.framed + b"\x20\x01"
         query = decode.range_query(decode.parse(pb.RangeRequest.FromString, payload))
         try:

@@ -100,6 +100,8 @@ class RangeCall:
         if not read.sorts_by_value():
             read.finish()
         self._missing = read.missing()
+        if not read.query.keys_only:
+            self._store.counts.values_in_memory += len(read.values) - len(self._missing)
         self._fetch()
 
     def _fetch(self) -> None:

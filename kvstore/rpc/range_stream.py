@@ -106,7 +106,10 @@ class RangeStreamCall:
             read.step()
         if read.done:
             read.finish()
-        places = [] if read.query.keys_only else _missing_from(read, self._sent)
+        places: list[int] = []
+        if not read.query.keys_only:
+            places = _missing_from(read, self._sent)
+            self._store.counts.values_in_memory += len(read.values) - self._sent - len(places)
         if places:
             pairs = [(read.keys[i], read.entries[i]) for i in places]
             self._store.fetch(pairs, lambda values: self._fetched(read, places, values))
