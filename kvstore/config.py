@@ -174,6 +174,8 @@ def transport_limits() -> Limits:
     """``transport``: the production numbers; ``transport.limits`` tells what happens at each."""
     return Limits(
         connections_max=20_000,
+        # One address never shuts the others out. No lower: behind a proxy all clients have one.
+        connections_per_address_max=10_000,
         handshake_timeout=10.0,
         preface_timeout=10.0,
         first_request_timeout=120.0,

@@ -286,6 +286,11 @@ class Http2Connection(asyncio.Protocol):
     # Time and the end.
 
     @property
+    def peer(self) -> str:
+        """Address and port of the client."""
+        return self.streams.peer
+
+    @property
     def waiting(self) -> int:
         """Bytes of answers that the peer has not read."""
         return self.output.waiting + self.output.socket.size

@@ -10,8 +10,26 @@ from kvstore.transport.limits import Limits
 from kvstore.transport.output import Output, Totals
 
 
+def peer_name(name: object) -> str:
+    """A socket's ``getpeername`` as handlers and logs show it."""
+    if not isinstance(name, tuple):
+        return "unix:@"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def address_of(peer: str) -> str:
+    """The address without the port; nothing for UNIX sockets."""
+    address = peer.rpartition(":")[0]
+    return "" if address == "unix" else address
+
+
 class Connection(Protocol):
     """A connection, as the server sees it."""
+
+    @property
+    def peer(self) -> str:
+        """Address and port of the client, as ``peer_name`` gives them."""
 
     @property
     def waiting(self) -> int:

@@ -34,7 +34,7 @@ class Http1Connection(asyncio.Protocol):
     def __init__(self, host: Host, peer: str) -> None:
         self._host = host
         self._limits = host.limits
-        self._peer = peer
+        self.peer = peer
         self._transport: asyncio.Transport | None = None
         self._http = h11.Connection(
             h11.SERVER, max_incomplete_event_size=host.limits.http1_header_bytes_max
@@ -175,7 +175,7 @@ class Http1Connection(asyncio.Protocol):
             target=event.target.decode("latin-1"),
             headers=[(n.decode("ascii"), v.decode("latin-1")) for n, v in event.headers],
             body=body,
-            peer=self._peer,
+            peer=self.peer,
             respond=lambda response: self._respond(serial, response),
         )
         try:

@@ -16,6 +16,8 @@ class Limits:
 
     connections_max: int
     """Connections of the server, unfinished handshakes included; above: closed at once."""
+    connections_per_address_max: int
+    """Of those, from one address (UNIX sockets have none); above: closed at once."""
     handshake_timeout: float
     """TLS handshake; later: closed."""
     preface_timeout: float

@@ -19,7 +19,7 @@ from kvstore.transport import frames, grpc
 from kvstore.transport.api import CallObserver, HttpHandler, Method
 from kvstore.transport.frames import ConnectionFault
 from kvstore.transport.headers import Route, Routes
-from kvstore.transport.host import Connection
+from kvstore.transport.host import Connection, address_of, peer_name
 from kvstore.transport.limits import Limits
 from kvstore.transport.listener import Listener
 from kvstore.transport.output import Output, Totals
@@ -67,6 +67,14 @@ def _greeting(limits: Limits) -> bytes:
     return settings + frames.window_update(0, more) if more else settings
 
 
+def _peer_of(sock: socket.socket) -> str:
+    """The client's address and port; of one that has gone already, those of nobody."""
+    try:
+        return peer_name(sock.getpeername())
+    except OSError:
+        return peer_name(None)
+
+
 class Server:
     """Serves methods over gRPC and a handler of pages over HTTP, on any number of listeners.
 
@@ -103,6 +111,8 @@ class Server:
         self._accepted = 0
         self._handshakes_failed = 0
         self._connections: dict[Connection, None] = {}
+        self._by_address: Counter[str] = Counter()
+        """Connections that each address has, those that are being made included."""
         self._entering: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Listener] = []
@@ -129,9 +139,15 @@ class Server:
                 self.refused("connections_max")
                 connected.close()
                 return
+            peer = _peer_of(connected)
+            if self._by_address[address_of(peer)] >= self.limits.connections_per_address_max:
+                self.refused("connections_per_address_max")
+                connected.close()
+                return
+            self._count(peer, 1)
             task = self._loop.create_task(self._enter(connected, tls, http1_only=http1_only))
             self._entering.add(task)
-            task.add_done_callback(lambda entering: self._entered(entering, connected))
+            task.add_done_callback(lambda entering: self._entered(entering, connected, peer))
 
         self._listeners.append(Listener(sock, accepted, self._exhausted))
         if self._timer is None:
@@ -159,9 +175,10 @@ class Server:
             self._handshakes_failed += 1
             sock.close()
 
-    def _entered(self, entering: "asyncio.Task[None]", sock: socket.socket) -> None:
+    def _entered(self, entering: "asyncio.Task[None]", sock: socket.socket, peer: str) -> None:
         """A connection has been made, or not: also when its task was cancelled unbegun."""
         self._entering.discard(entering)
+        self._count(peer, -1)
         if entering.cancelled():
             sock.close()
 
@@ -175,12 +192,23 @@ class Server:
     def opened(self, connection: Connection, /) -> None:
         """One more connection, or the next state of one."""
         self._connections[connection] = None
+        self._count(connection.peer, 1)
 
     def closed(self, connection: Connection, /) -> None:
         """The connection is gone, or has become another."""
-        self._connections.pop(connection, None)
+        if connection in self._connections:
+            del self._connections[connection]
+            self._count(connection.peer, -1)
         if not self._connections and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
+
+    def _count(self, peer: str, change: int) -> None:
+        """One more or one less of the peer's address; UNIX sockets have none."""
+        address = address_of(peer)
+        if address:
+            self._by_address[address] += change
+            if not self._by_address[address]:
+                del self._by_address[address]
 
     def schedule(self, output: Output, /) -> None:
         """Flush ``output`` at the end of this turn of the loop."""

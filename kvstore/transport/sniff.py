@@ -9,7 +9,7 @@ from typing import cast
 
 from kvstore.transport.connection import Http2Connection
 from kvstore.transport.frames import PREFACE
-from kvstore.transport.host import Host
+from kvstore.transport.host import Host, peer_name
 from kvstore.transport.http1 import Http1Connection
 
 
@@ -24,11 +24,13 @@ class Sniffer(asyncio.Protocol):
         self._http1_only = http1_only
         self._transport: asyncio.Transport | None = None
         self._seen = b""
+        self.peer = ""
         self._made_at = host.clock()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first bytes."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self.peer = peer_name(transport.get_extra_info("peername"))
         self._host.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -44,7 +46,7 @@ class Sniffer(asyncio.Protocol):
 
     def _decide(self, transport: asyncio.Transport, data: bytes) -> None:
         seen = self._seen = self._seen + data
-        peer = _peer(transport)
+        peer = self.peer
         if self._http1_only or not PREFACE.startswith(seen[: len(PREFACE)]):
             self._become(transport, Http1Connection(self._host, peer), seen)
         elif len(seen) >= len(PREFACE):
@@ -85,12 +87,3 @@ class Sniffer(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    """The client's address as handlers and logs show it."""
-    name: object = transport.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        return "unix:@"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

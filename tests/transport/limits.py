@@ -7,6 +7,7 @@ MIB = 1024 * KIB
 
 TEST_LIMITS = Limits(
     connections_max=1_000,
+    connections_per_address_max=1_000,
     handshake_timeout=10.0,
     preface_timeout=10.0,
     first_request_timeout=120.0,

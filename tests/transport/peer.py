@@ -245,9 +245,11 @@ async def connected(
     settings: dict[int, int] | None = None,
     greet: bool = True,
     tls: ssl.SSLContext | None = None,
+    address: str = "127.0.0.1",
 ) -> AsyncIterator[Peer]:
-    """A peer that has exchanged SETTINGS with the server on ``port``."""
-    peer = Peer(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
+    """A peer at ``address`` that has exchanged SETTINGS with the server on ``port``."""
+    pair = await asyncio.open_connection("127.0.0.1", port, ssl=tls, local_addr=(address, 0))
+    peer = Peer(*pair)
     try:
         if greet:
             await peer.greet(settings)

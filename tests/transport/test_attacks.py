@@ -22,7 +22,7 @@ from hyperframe.frame import (
 )
 
 from tests.transport.attack import MANY, new_sids, sent_away, target
-from tests.transport.peer import PREFACE, message, request_fields
+from tests.transport.peer import PREFACE, connected, message, request_fields
 from tests.transport.service import PATH
 
 pytestmark = pytest.mark.slow
@@ -265,6 +265,18 @@ async def test_too_many_connections() -> None:
                 assert await reader.read() == b""
         stats = await server.until(lambda now: now["connections"] <= 3)
         assert stats["refusals"]["connections_max"] >= 151
+
+
+async def test_too_many_connections_of_one_address() -> None:
+    """One address has a share of all connections; those of another are served meanwhile."""
+    async with target(connections_per_address_max=50) as server:
+        async with server.pairs(200) as pairs:
+            for reader, _ in pairs[49:]:
+                assert await reader.read() == b""
+            async with connected(server.port, address="127.0.0.2") as neighbour:
+                assert (await neighbour.call(PATH + "Echo", b"x")).messages == [b"x"]
+        stats = await server.until(lambda now: now["connections"] <= 3)
+        assert stats["refusals"]["connections_per_address_max"] >= 151
 
 
 async def test_connection_storm() -> None:
