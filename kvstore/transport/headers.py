@@ -63,6 +63,7 @@ class Route:
     unary: UnaryHandler | None
     stream: StreamHandler | None
     started: int = 0
+    """Calls, those included that were refused before they reached the handler."""
     messages_received: int = 0
     messages_sent: int = 0
 

@@ -21,8 +21,8 @@ class Limits:
     handshake_timeout: float
     """TLS handshake; later: closed."""
     preface_timeout: float
-    """From the connection to the HTTP/2 preface, SETTINGS and the acknowledgement of ours (or to
-    the first HTTP/1.1 request); later: closed."""
+    """From the connection to the HTTP/2 preface or the first bytes of HTTP/1.1; later: closed. Then
+    again as much to the acknowledgement of our SETTINGS; later: GOAWAY SETTINGS_TIMEOUT."""
     first_request_timeout: float
     """From the preface to the first request; later: GOAWAY NO_ERROR, closed."""
 
@@ -36,8 +36,9 @@ class Limits:
     connections; above: unfinished requests of those that hold the most, or the call that exceeds it
     if it has more than an even share, get ResourceExhausted."""
     request_timeout: float
-    """From the headers of a unary call to the end of its request, and from the first byte of any
-    message to its last; later: ResourceExhausted. A frame that does not end: GOAWAY NO_ERROR."""
+    """From the headers of a call to the end of its only request, and in a bidirectional stream from
+    the first byte of a message to its last; later: ResourceExhausted. A frame or a header block
+    that does not end: GOAWAY NO_ERROR."""
     stream_window_bytes: int
     """Flow-control window granted to each stream; above: FLOW_CONTROL_ERROR on the stream."""
     connection_window_bytes: int
@@ -47,7 +48,9 @@ class Limits:
 
     header_bytes_max: int
     """Decoded header list of a request, 32 bytes a field added (RFC 9113 section 6.5.2); above:
-    answered 431; four times that undecoded: GOAWAY ENHANCE_YOUR_CALM."""
+    answered 431. Four times that undecoded, or any excess before our SETTINGS are acknowledged (the
+    rest of such a block is not read, and with it the dynamic table is lost): GOAWAY
+    ENHANCE_YOUR_CALM."""
     header_count_max: int
     """Fields of a request; above: answered 431."""
     continuations_max: int
@@ -97,7 +100,8 @@ class Limits:
     """Bytes of large answers cut into frames in one turn of the loop, per connection, and as many
     of small ones sent uncut; the rest follows in later turns."""
     output_bytes_max: int
-    """Unread answers of one connection; above: it is not read from until half of them are gone."""
+    """Unread answers of one connection, the largest not counted; above: RST_STREAM REFUSED_STREAM
+    for further calls."""
     output_bytes_total_max: int
     """Unread answers of all connections, those of HTTP/1.1 and in sockets' buffers included; above:
     the connection with the most is closed."""

@@ -21,6 +21,7 @@ from kvstore.transport.blocks import Blocks
 from kvstore.transport.calls import AnyCall, StreamCall, Transfer, UnaryCall
 from kvstore.transport.frames import ConnectionFault, StreamFault
 from kvstore.transport.guard import Guard
+from kvstore.transport.headers import NOWHERE
 from kvstore.transport.host import Host
 from kvstore.transport.inbox import NO_ROOM, Holder, Inbox, NoRoomError
 from kvstore.transport.output import Output
@@ -110,8 +111,10 @@ class Streams(Holder):
         if found is None:
             return 0
         head, timeout = found
-        if head.route.unary is None:
+        route = head.route
+        if route.unary is None:
             return 0
+        route.started += 1
         self.last_sid = sid
         self.unreturned += size + 5
         call = UnaryCall(self, sid, head, timeout)
@@ -121,7 +124,6 @@ class Streams(Holder):
     def _serve(self, call: UnaryCall, message: bytes) -> None:
         """Call a unary handler and send its answer, or keep the call for later."""
         route = call.head.route
-        route.started += 1
         assert route.unary is not None
         try:
             answer = route.unary(message, call)
@@ -261,6 +263,8 @@ class Streams(Holder):
             self._host.refused("streams_per_connection_max" if full else "output_bytes_max")
             raise StreamFault(frames.REFUSED_STREAM, "too many streams")
         head, timeout = self.blocks.request(block)
+        if head.route is not NOWHERE:
+            head.route.started += 1  # the observer will be told of its end, whatever that is
         refusal = head.refusal
         if refusal is not None:
             block = grpc.refusal_block(refusal.code, refusal.message, refusal.http_status)
@@ -286,7 +290,6 @@ class Streams(Holder):
 
     def _open_stream(self, call: StreamCall, *, ended: bool) -> None:
         route = call.head.route
-        route.started += 1
         assert route.stream is not None
         self.open[call.sid] = call
         if not self._headers_kept(call):

@@ -42,6 +42,8 @@ class Stats(TypedDict):
     objects: dict[str, int]
     rss: int
     cancelled: int
+    templates: int
+    """Header blocks that one connection remembers, at most."""
 
 
 @dataclass

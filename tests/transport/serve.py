@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from kvstore.transport.connection import Http2Connection
 from kvstore.transport.server import Server
 from kvstore.transport.tls import Tls, TlsFiles
 from tests.transport.limits import TEST_LIMITS
@@ -38,6 +39,11 @@ def report(server: Server, service: Service) -> bytes:
     stats["calls"] -= 1  # this one
     stats["rss"] = psutil.Process().memory_info().rss
     stats["cancelled"] = service.cancelled
+    stats["templates"] = max(
+        len(connection.streams.blocks.templates.known)
+        for connection in server._connections
+        if isinstance(connection, Http2Connection)
+    )
     return json.dumps(stats).encode()
 
 

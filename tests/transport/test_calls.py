@@ -1,6 +1,7 @@
 """gRPC calls as a client sees them: answers, statuses, metadata, deadlines, cancellation."""
 
 import base64
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -295,6 +296,29 @@ async def test_lost_connection_cancels_calls() -> None:
             await eventually(lambda: len(running.service.parked) == 10)
         await eventually(lambda: running.service.cancelled == 10)
         assert running.server.stats().calls == 0
+
+
+async def test_every_call_that_ends_has_started() -> None:
+    """Whatever becomes of a call, its method counts it once as started and once as ended."""
+    ended: list[bytes] = []
+    echo = request_fields(PATH + "Echo")
+    async with serving(observer=lambda path, _code, _seconds: ended.append(path)) as running:
+        async with connected(running.port) as peer:
+            await peer.call(PATH + "Count", b"2 10")
+            for name in ("Echo", "Echo", "Later", "Fail", "Closed", "Nothing"):
+                await peer.call(PATH + name, b"raise x")
+            await peer.answer(send(peer, [*echo, ("grpc-timeout", "1x")]))
+            await peer.answer(send(peer, echo))
+            await peer.answer(send(peer, echo, b"\0\x10\0\0\0"))
+            await peer.answer(send(peer, [*echo, ("content-length", "5")], message(b"")[:4]))
+            await peer.answer(send(peer, request_fields(PATH + "Count")))
+            cancelled = [send(peer, request_fields(PATH + n), end=False) for n in ("Echo", "Chat")]
+            peer.send(*(RstStreamFrame(sid, 8) for sid in cancelled))
+            peer.start(PATH + "Echo")
+            await peer.settle()
+        await eventually(lambda: running.server.stats().connections == 0)
+        started = {route.path: route.started for route in running.server.method_stats()}
+    assert Counter(filter(None, ended)) == {path: count for path, count in started.items() if count}
 
 
 async def test_observer_is_told_of_every_end() -> None:
