@@ -142,6 +142,7 @@ async def _served_well(calm: Peer, body: bytes) -> AsyncIterator[None]:
     """Call all the time, and look at the times afterwards."""
     loop = asyncio.get_running_loop()
     times: list[float] = []
+    late: list[float] = []  # how late this process itself is: it attacks, and others may compute
     over = False
 
     async def call() -> None:
@@ -149,8 +150,10 @@ async def _served_well(calm: Peer, body: bytes) -> AsyncIterator[None]:
             begin = loop.time()
             assert (await calm.call(PATH + "Echo", body)).messages == [body]
             calm.seen.clear()
-            times.append(loop.time() - begin)
+            end = loop.time()
+            times.append(end - begin)
             await asyncio.sleep(0.005)
+            late.append(loop.time() - end - 0.005)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(call())
@@ -158,8 +161,8 @@ async def _served_well(calm: Peer, body: bytes) -> AsyncIterator[None]:
             yield
         finally:
             over = True
-    times.sort()
-    assert times[int((len(times) - 1) * 0.99)] < CALM_P99, times[-5:]
+    p99 = int((len(times) - 1) * 0.99)
+    assert sorted(times)[p99] < CALM_P99 + sorted(late)[p99], sorted(times)[-5:]
 
 
 async def _given_back(under_attack: Target, before: Stats) -> None:

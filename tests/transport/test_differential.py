@@ -57,6 +57,8 @@ def outcome(call: Callable[[], object]) -> object:
     try:
         return call()
     except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return error.code()  # the text is of whoever was first to see it, client or server
         return error.code(), error.details()
 
 
