@@ -30,15 +30,17 @@ def etcd_version() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark if it was changed since."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return described.stdout.strip()
+    """The commit of the checkout, with a mark if anything but stored results was changed since."""
+
+    def git(*arguments: str) -> str:
+        ran = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return ran.stdout.strip()
+
+    written_here = (":!tests/load/results", ":!README.md")
+    changed = git("status", "--porcelain", "--", ".", *written_here)
+    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
 
 
 def python() -> str:
