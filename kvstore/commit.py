@@ -91,7 +91,8 @@ class ShardQueue:
         self.unresolved = False
         self.out = False
         self.broken = ""
-        self.last_error = ""
+        self.trouble = ""
+        """Why nothing is committed, as it was told; empty while commits succeed."""
         self.scheduled = False
         self.gathering = 0
         """Waiters that the next commit is held back for; 0 when it is not."""
@@ -115,6 +116,8 @@ class Commits:
 
     ``on_durable()`` is called after a frontier moved and before answers are released;
     ``on_broken(shard, reason)`` once when a shard is lost for good;
+    ``on_stuck(shard, reason)`` when a commit is refused, stays unknown or hangs, once until one
+    succeeds; then ``on_back(shard, seconds)``, with the time that this one took in all;
     ``on_commit(shard, rows, seconds)``, if set, after each commit, for the metrics.
     """
 
@@ -132,7 +135,9 @@ class Commits:
         self.compact_revision = shards[HOME][1].compact_revision
         """The last compaction committed."""
         self.on_durable: Callable[[], None] = _nothing
-        self.on_broken: Callable[[int, str], None] = _ignore_broken
+        self.on_broken: Callable[[int, str], None] = _ignore_trouble
+        self.on_stuck: Callable[[int, str], None] = _ignore_trouble
+        self.on_back: Callable[[int, float], None] = _ignore_return
         self.on_commit: Callable[[int, int, float], None] | None = None
         self._clock = clock
         self._config = config
@@ -349,18 +354,23 @@ class Commits:
         """A commit ended, one way or the other."""
         queue.in_flight = False
         asked, queue.unresolved = queue.unresolved, result.outcome is Outcome.UNKNOWN
-        if result.outcome is not Outcome.COMMITTED:
-            queue.last_error = result.reason
         if result.outcome is Outcome.COMMITTED:
             self._committed(queue, batch)
-        elif queue.broken:
+            return
+        if queue.broken:
             return  # given up meanwhile
-        elif queue.unresolved and not asked:
+        if queue.unresolved and not asked:
             self._resolve(queue, batch)
         elif queue.unresolved or result.outcome is Outcome.NOT_COMMITTED:
             queue.retry_at = self._clock.monotonic() + self._config.retry_interval
+            self._stuck(queue, result.reason)
         else:
             self._break(queue, f"{result.outcome.value}: {result.reason}")
+
+    def _stuck(self, queue: ShardQueue, reason: str) -> None:
+        if not queue.trouble:
+            queue.trouble = reason or "no reason given"
+            self.on_stuck(queue.number, queue.trouble)
 
     def _resolve(self, queue: ShardQueue, batch: Batch) -> None:
         """Ask the backend what became of ``batch``."""
@@ -383,6 +393,9 @@ class Commits:
         self.durable = max(self.durable, batch.tip)
         if batch.compact_revision is not None:
             self.compact_revision = batch.compact_revision
+        if queue.trouble:
+            queue.trouble = ""
+            self.on_back(queue.number, self._clock.monotonic() - queue.started_at)
         if self.on_commit is not None:
             seconds = self._clock.monotonic() - queue.started_at
             self.on_commit(queue.number, len(done.rows), seconds)
@@ -401,6 +414,7 @@ class Commits:
 
     def _break(self, queue: ShardQueue, reason: str) -> None:
         queue.broken = reason
+        queue.trouble = ""
         queue.retry_at = None
         self._fail_waiters(queue, StoppedError)
         self.on_broken(queue.number, queue.broken)
@@ -420,6 +434,7 @@ class Commits:
             stuck = queue.in_flight or queue.retry_at is not None
             if stuck and not queue.out and now - queue.started_at >= self._config.shard_timeout:
                 queue.out = True
+                self._stuck(queue, "storage does not answer")
                 self._fail_waiters(queue, TimedOutError)
             if queue.retry_at is not None and now >= queue.retry_at:
                 batch = queue.pending[0].batch
@@ -457,5 +472,9 @@ def _nothing() -> None:
     """Nobody listens."""
 
 
-def _ignore_broken(shard: int, reason: str) -> None:
+def _ignore_trouble(shard: int, reason: str) -> None:
+    """Nobody listens."""
+
+
+def _ignore_return(shard: int, seconds: float) -> None:
     """Nobody listens."""

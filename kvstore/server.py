@@ -179,6 +179,8 @@ class Server:
                 stopped=self._stop.is_set,
             )
             store.commits.on_broken = self._shard_lost
+            store.commits.on_stuck = self._shard_stuck
+            store.commits.on_back = self._shard_back
             for shard, backend in enumerate(self._backends):
                 backend.on_broken = partial(store.commits.give_up, shard)
             self._garbage.take_over()
@@ -322,6 +324,12 @@ class Server:
         self._exit_code = EXIT_FAILED
         self._stop.set()
 
+    def _shard_stuck(self, shard: int, reason: str) -> None:
+        self._log.error("shard does not commit", shard=shard, reason=reason)
+
+    def _shard_back(self, shard: int, seconds: float) -> None:
+        self._log.info("shard commits again", shard=shard, seconds=round(seconds, 3))
+
     def _handler_failed(self, message: str, error: Exception) -> None:
         """A broken assertion means that the state may be wrong; anything else was one request's."""
         if isinstance(error, AssertionError):
@@ -391,10 +399,19 @@ class StoreHealth:
         """A read of home: refused when it is lost, and if linearizable, when it does not commit.
 
         etcd's own linearizable read needs its raft loop, which a stuck disk stops; here a read
-        waits for nothing that is durable, so the check asks for the shard's commits instead.
+        waits for nothing that is durable, so the check asks for the shard's commits instead. What
+        keeps it from committing follows etcd's text.
         """
+        home = self._commits.queues[HOME]
+
+        def told(error: StoreError | None) -> None:
+            if error is None:
+                verdict(None)
+            else:
+                why = f" (shard {HOME}: {home.trouble})" if home.trouble else ""
+                verdict(error.text + why)
+
         if serializable:
-            verdict(StoppedError.text if self._commits.queues[HOME].broken else None)
+            verdict(StoppedError.text if home.broken else None)
         else:
-            done = Then(lambda error: verdict(None if error is None else error.text))
-            self._commits.release((HOME,), done, b"")
+            self._commits.release((HOME,), Then(told), b"")

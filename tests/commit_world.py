@@ -62,6 +62,9 @@ class World:
         )
         self.broken: list[tuple[int, str]] = []
         self.commits.on_broken = lambda shard, reason: self.broken.append((shard, reason))
+        self.told: list[tuple[int, str | float]] = []
+        self.commits.on_stuck = lambda shard, reason: self.told.append((shard, reason))
+        self.commits.on_back = lambda shard, seconds: self.told.append((shard, seconds))
         self.revision = 1
 
     def append(self, shard: int = 0, *, rows: int = 1, size: int = 10) -> int:

@@ -259,6 +259,55 @@ def test_a_shard_that_hangs_is_out_until_a_commit_returns(trouble: Outcome | Non
     assert sorted(row[0] for row in world.backends[1].disk.rows) == [2, 3, 5]
 
 
+def test_a_shard_whose_commits_are_refused_is_told_once_until_one_succeeds() -> None:
+    """At the first refusal with storage's reason, however often it is repeated and whether or not
+    the shard goes out; then once more, with the time that it took. The next trouble is told anew.
+    """
+    world = World(2)
+    world.append(1)
+    world.end(NOT_COMMITTED, shard=1)
+    assert world.told == [(1, "as told")]
+    for _ in range(30):
+        world.pass_time(0.25)
+        world.end(NOT_COMMITTED, shard=1)
+    assert world.told == [(1, "as told")]
+    assert world.commits.queues[1].trouble == "as told"
+    world.pass_time(0.5)
+    world.end(shard=1)
+    assert world.told[1:] == [(1, 8.0)]
+    assert world.commits.queues[1].trouble == ""
+    world.append(1)
+    world.end(shard=1)
+    world.append(1)
+    world.end(NOT_COMMITTED, shard=1)
+    assert world.told[2:] == [(1, "as told")]
+
+
+def test_a_shard_whose_storage_hangs_is_told_when_it_is_out(world: World) -> None:
+    """No earlier trouble, long over, is given as the reason."""
+    world.append()
+    world.end(UNKNOWN)
+    world.backends[0].end(COMMITTED)
+    assert world.told == []
+    world.append()
+    world.turns.run_all()
+    world.pass_time(5.5)
+    world.pass_time(5.5)
+    assert world.told == [(0, "storage does not answer")]
+    world.end()
+    assert world.told[1:] == [(0, 11.0)]
+
+
+def test_a_shard_whose_outcome_stays_unknown_is_told_why(world: World) -> None:
+    """With the backend's reason, once it cannot say what became of a commit."""
+    world.append()
+    world.end(UNKNOWN)
+    assert world.told == []
+    world.backends[0].end(UNKNOWN)
+    world.pass_time(5.5)
+    assert world.told == [(0, "as told")]
+
+
 # -- bounds ----------------------------------------------------------------------------------------
 
 

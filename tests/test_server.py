@@ -223,11 +223,48 @@ class TestFailure:
             assert (await peer.answer(putting)).status == (14, "etcdserver: request timed out")
             status, body = await page(house.port, "/readyz")
             assert status == 503
-            assert "[-]linearizable_read failed: etcdserver: request timed out" in body
+            failed = "etcdserver: request timed out (shard 0: storage does not answer)"
+            assert f"[-]linearizable_read failed: {failed}\n" in body
             assert (await page(house.port, "/livez"))[0] == 200
             assert (await page(house.port, "/health"))[0] == 503
             steps.run_all()
             assert (await page(house.port, "/readyz"))[0] == 200
+        stuck, back = (line for line in house.log if "shard" in line)
+        told = ("error", "shard does not commit", 0, "storage does not answer")
+        assert tuple(stuck[name] for name in ("level", "msg", "shard", "reason")) == told
+        assert (back["level"], back["msg"], back["shard"]) == ("info", "shard commits again", 0)
+        assert isinstance(back["seconds"], float)
+
+    async def test_storage_that_refuses(self) -> None:
+        """A full disk is told at the first refusal, not when clients give up, and once until a
+        commit succeeds.
+        """
+        full, refused = True, 0
+
+        class Full(MemoryBackend):
+            """Commits nothing while it is full."""
+
+            def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
+                nonlocal refused
+                if full:
+                    refused += 1
+                    later(lambda: done(CommitResult(Outcome.NOT_COMMITTED, "SQLITE_FULL")))
+                else:
+                    super().commit(batch, done)
+
+        later = asyncio.get_running_loop().call_soon
+        house = House([Full(MemoryDisk(), later=later)])
+        async with living(house), connected(house.port) as peer:
+            putting = put(peer, b"k")
+            await eventually(lambda: refused > 2)
+            (line,) = (line for line in house.log if line["level"] == "error")
+            assert (line["msg"], line["reason"]) == ("shard does not commit", "SQLITE_FULL")
+            assert (await peer.answer(putting)).status == (14, "etcdserver: request timed out")
+            assert "(shard 0: SQLITE_FULL)" in (await page(house.port, "/readyz"))[1]
+            full = False
+            await eventually(lambda: house.said("shard commits again"))
+            assert (await page(house.port, "/readyz"))[0] == 200
+        assert sum("shard" in line for line in house.log) == 2
 
     async def test_checks_of_a_lost_shard(self) -> None:
         """When home is lost for good no read is answered, serializable or not."""
