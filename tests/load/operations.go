@@ -44,7 +44,7 @@ func operation(o options) (func(context.Context, *worker) error, error) {
 			return create(ctx, w.client, key, value)
 		}, nil
 	case "update":
-		return func(ctx context.Context, w *worker) error { return update(ctx, w, o, value) }, nil
+		return func(ctx context.Context, w *worker) error { return update(ctx, w, o, run, value) }, nil
 	case "get":
 		return func(ctx context.Context, w *worker) error {
 			found, err := w.client.Get(ctx, o.key(w.draw(o.keys)))
@@ -77,10 +77,11 @@ func create(ctx context.Context, client *clientv3.Client, key, value string) err
 }
 
 // update writes one of a worker's own keys at the revision that it knows, as GuaranteedUpdate does.
-func update(ctx context.Context, w *worker, o options, value string) error {
+// The keys are those of the run: nobody else, not even a run before, has written them.
+func update(ctx context.Context, w *worker, o options, run int64, value string) error {
 	const keysOfWorker = 8
 	own := w.draw(keysOfWorker)
-	key := fmt.Sprintf("%supdate-%d-%d", o.prefix, w.id, own)
+	key := fmt.Sprintf("%supdate-%d-%d-%d", o.prefix, run, w.id, own)
 	response, err := w.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.ModRevision(key), "=", w.revisions[own])).
 		Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()

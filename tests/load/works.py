@@ -217,7 +217,7 @@ WORKS: Final = (
         meaning="list the first 500 of 1,000,000",
         keys=1_000_000,
         measure=driven(f"-mode list -clients 8 -prefix {OBJECTS}"),
-        figures=LISTS,
+        figures=(replace(LISTS[0], goal=0.01), LISTS[1]),
     ),
     Work(
         name="page-million",
