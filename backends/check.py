@@ -21,6 +21,7 @@ is at most the number of revisions since the key was created.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +85,9 @@ def check(path: Path, *, holds_leases: bool = True) -> Report:
 
     Raises ``BackendError`` when there is no store of ours, it is of a newer version or in use.
     """
+    with suppress(OSError):  # the lock says what
+        if not path.parent.is_dir():
+            raise BackendError(f"there is no store at {path.parent}")
     lock = sqlite_file.Lock(path)
     try:
         if sqlite_file.is_new(path):

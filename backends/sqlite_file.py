@@ -73,7 +73,8 @@ class Lock:
     def __init__(self, path: Path) -> None:
         """Take the lock of the database at ``path``.
 
-        Raises ``BackendError`` when another process, or another backend of this one, has it.
+        Raises ``BackendError`` when another process, or another backend of this one, has it, or
+        the file with its name is somebody else's.
         """
         self._path = path.with_name(path.name + ".lock")
         self._made = False
@@ -89,18 +90,24 @@ class Lock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current(descriptor):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+                    self._sign(descriptor)
                     return descriptor
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
                 os.close(descriptor)
                 who = f"process {holder}" if holder else "another process"
                 raise BackendError(f"{self._path} is held by {who}") from error
-            except OSError:
+            except (OSError, BackendError):
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+
+    def _sign(self, descriptor: int) -> None:
+        """Leave our process id, unless the file holds anything but what is left of one."""
+        if os.pread(descriptor, 32, 0).strip(b"0123456789\n\0"):
+            raise BackendError(f"{self._path} is not a lock of kvstore: it holds no process id")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
 
     def _is_current(self, descriptor: int) -> bool:
         """Does the name still lead to the locked file? It may have been removed meanwhile."""
@@ -121,8 +128,10 @@ def make_directory(directory: Path) -> None:
 
     Raises ``BackendError``.
     """
-    missing = [place for place in (directory, *directory.parents) if not place.exists()]
     try:
+        missing = [place for place in (directory, *directory.parents) if not place.exists()]
+        if not missing and not directory.is_dir():
+            raise BackendError(f"{directory} is not a directory")
         for place in reversed(missing):
             place.mkdir(mode=0o700)
             _sync_directory(place.parent)

@@ -23,8 +23,8 @@ from backends.sqlite import SqliteBackend
 from kvstore.clock import SystemClock
 from kvstore.config import Config
 from kvstore.errors import BackendError
-from kvstore.listen import Address, ListenError, parse_urls
-from kvstore.logs import LEVELS, LogFormat, make_logger
+from kvstore.listen import Address, ListenError, check_advertised, parse_urls
+from kvstore.logs import LEVELS, LogFormat, Logger, make_logger
 from kvstore.memory import memory_limit
 from kvstore.options import ServeOptions, TlsOptions, TransportKind
 from kvstore.server import EXIT_FAILED, EXIT_OK, StartError, run
@@ -35,6 +35,20 @@ EXIT_REFUSED: Final = 2
 
 DATABASE: Final = "kvstore.db"
 """Name of the database in the data directory."""
+
+_OF_ETCD_ALONE: Final = (
+    *("auth-token", "auto-compaction-", "auto-tls", "backend-", "bcrypt-cost", "cipher-suites"),
+    *("client-cert-allowed-", "client-crl-file", "compact-hash-check-", "compaction-"),
+    *("config-file", "corrupt-check-time", "cors", "discovery", "downgrade-check-time"),
+    *("election-timeout", "enable-", "experimental-", "feature-gates", "force-new-cluster"),
+    *("grpc-keepalive-", "heartbeat-interval", "host-whitelist", "initial-", "listen-peer-urls"),
+    *("listen-client-http-urls", "log-rotation-", "logger", "max-learners", "max-snapshots"),
+    *("max-wals", "memory-mlock", "metrics", "peer-", "pre-vote", "quota-backend-bytes", "raft-"),
+    *("self-signed-cert-validity", "snapshot-", "socket-reuse-", "strict-reconfig-check"),
+    *("tls-max-version", "tls-min-version", "unsafe-no-fsync", "v2-deprecation", "wal-dir"),
+    *("warning-", "distributed-tracing-", "bootstrap-defrag-"),
+)
+"""How those flags of etcd begin that have no meaning here."""
 
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -61,6 +75,15 @@ def _addresses(_: click.Context, __: click.Parameter, text: str) -> list[Address
         return parse_urls(text) if text else []
     except ListenError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _advertised(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    urls = _words(context, parameter, text)
+    try:
+        check_advertised(urls)
+    except ListenError as error:
+        raise click.BadParameter(str(error)) from error
+    return urls
 
 
 def _words(_: click.Context, __: click.Parameter, text: str) -> list[str]:
@@ -104,7 +127,9 @@ def _switch(name: str, *, meaning: str) -> click.Option:
 
 
 _SIZE = click.IntRange(min=1)
+_SIZE.name = "whole number"
 _UNSIGNED_32 = click.IntRange(min=1, max=2**32 - 1)
+_UNSIGNED_32.name = "whole number"
 """What a setting of HTTP/2 can say (RFC 9113 section 6.5.1)."""
 
 
@@ -124,7 +149,7 @@ _SERVE_FLAGS = [
     _flag(
         "advertise-client-urls",
         default="",
-        convert=_words,
+        convert=_advertised,
         meaning="What clients are told to connect to.  [default: where it listens]",
     ),
     _flag(
@@ -200,7 +225,21 @@ _SERVE_FLAGS = [
 ]
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+    if asked:
+        _tell_version()
+        context.exit()
+
+
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="The same as the command.",
+)
 def cli() -> None:
     """A server that speaks the etcd v3 API over SQL databases."""
 
@@ -246,18 +285,19 @@ def serve(
         ),
         watch=replace(bounds.watch, progress_interval=watch_progress_notify_interval),
     )
+    if not name:
+        raise StartError("--name is empty")
     if not listen_client_urls:
         raise StartError("--listen-client-urls is empty")
     addresses = [*listen_client_urls, *listen_metrics_urls]
+    files = (cert_file, key_file, trusted_ca_file)
     options = ServeOptions(
         name=name,
         data_dir=Path(data_dir or f"{name}.kvstore"),
         listen_client_urls=listen_client_urls,
         advertise_client_urls=advertise_client_urls,
         listen_metrics_urls=listen_metrics_urls,
-        tls=_tls(cert_file, key_file, trusted_ca_file, client_cert_auth=client_cert_auth)
-        if any(address.tls for address in addresses)
-        else None,
+        tls=_tls(*files, client_cert_auth=client_cert_auth, addresses=addresses),
         transport=TransportKind(transport),
     )
     logger = make_logger(
@@ -266,11 +306,8 @@ def serve(
         clock=SystemClock(),
         outputs=[_output(output) for output in log_outputs],
     )
-    unknown = unknown_variables(os.environ)
-    if unknown:
-        logger.warning("unrecognized environment variables are ignored", names=unknown)
-    if (options.data_dir / "member").is_dir():
-        raise StartError(f"{options.data_dir} is a data directory of etcd")
+    _warn_of_idle_settings(logger, listen_client_urls if any(files) else [])
+    _refuse_data_of_etcd(options.data_dir)
     database = options.data_dir / DATABASE
     backends = [SqliteBackend(database, config=config.sqlite)]
     return run(backends, config, options, clock=SystemClock(), log=logger)
@@ -291,14 +328,46 @@ def bounds_within(memory: int) -> Config:
     )
 
 
+def _warn_of_idle_settings(logger: Logger, certified: Sequence[Address]) -> None:
+    """Say what has no effect: foreign variables, certificates for ``certified`` without TLS."""
+    unknown = unknown_variables(os.environ)
+    if unknown:
+        logger.warning("unrecognized environment variables are ignored", names=unknown)
+    for address in certified:
+        if not address.tls:
+            logger.warning("certificate files have no effect on a URL without TLS", url=address.url)
+
+
+def _refuse_data_of_etcd(directory: Path) -> None:
+    try:
+        found = (directory / "member").is_dir()
+    except OSError as error:
+        raise StartError(f"cannot look into {directory}: {error.strerror}") from error
+    if found:
+        raise StartError(f"{directory} is a data directory of etcd")
+
+
 def _tls(
-    cert_file: str, key_file: str, trusted_ca_file: str, *, client_cert_auth: bool
-) -> TlsOptions:
-    """As in etcd, a trusted authority alone is enough to require client certificates."""
-    if not cert_file or not key_file:
-        raise StartError("https URLs need --cert-file and --key-file")
+    cert_file: str,
+    key_file: str,
+    trusted_ca_file: str,
+    *,
+    client_cert_auth: bool,
+    addresses: Sequence[Address],
+) -> TlsOptions | None:
+    """As in etcd, a trusted authority alone is enough to require client certificates.
+
+    The switch is refused where it has no effect; None if no address is for TLS.
+    """
+    secured = any(address.tls for address in addresses)
     if client_cert_auth and not trusted_ca_file:
         raise StartError("--client-cert-auth needs --trusted-ca-file")
+    if client_cert_auth and not secured:
+        raise StartError("--client-cert-auth needs an https URL")
+    if not secured:
+        return None
+    if not cert_file or not key_file:
+        raise StartError("https URLs need --cert-file and --key-file")
     return TlsOptions(
         cert_file=Path(cert_file),
         key_file=Path(key_file),
@@ -351,10 +420,14 @@ def check_data(*, data_dir: str | None) -> int:
 @cli.command()
 def version() -> int:
     """Show the versions of this program and of the API that it serves."""
+    _tell_version()
+    return EXIT_OK
+
+
+def _tell_version() -> None:
     click.echo(f"kvstore {own_version()}")
     click.echo(f"etcd API {ETCD_VERSION}")
     click.echo(f"Python {sys.version.split()[0]}")
-    return EXIT_OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -362,8 +435,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not __debug__:
         return _refuse("assertions guard the data: run without -O and PYTHONOPTIMIZE")
     words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        return _refuse("no command is given; try kvstore --help")
     try:
         code: int | None = cli.main(two_dashes(words), prog_name="kvstore", standalone_mode=False)
+    except click.NoSuchOption as error:
+        if _is_of_etcd_alone(error.option_name):
+            return _refuse(f"kvstore has no {error.option_name}, a flag of etcd")
+        return _refuse(error.format_message())
     except click.ClickException as error:
         return _refuse(error.format_message())
     except click.Abort:
@@ -375,8 +454,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def two_dashes(words: Sequence[str]) -> list[str]:
     """Go's flags may have one dash: known ones get their second, everything else stays."""
-    known = {name for command in cli.commands.values() for p in command.params for name in p.opts}
-    return ["-" + word if "-" + word.split("=", 1)[0] in known else word for word in words]
+    commands = [cli, *cli.commands.values()]
+    known = {name for command in commands for p in command.params for name in p.opts}
+
+    def is_flag(name: str) -> bool:
+        return name in known or _is_of_etcd_alone(name)
+
+    return ["-" + word if is_flag("-" + word.split("=", 1)[0]) else word for word in words]
+
+
+def _is_of_etcd_alone(flag: str) -> bool:
+    return flag.startswith("--") and flag[2:].startswith(_OF_ETCD_ALONE)
 
 
 def _refuse(reason: str) -> int:

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from kvstore.clock import Clock
 from kvstore.errors import StoppedError
-from kvstore.listen import Address, ListenError, address_of, bind
+from kvstore.listen import Address, ListenError, address_of, bind, cannot_listen
 from kvstore.options import ServeOptions, TlsOptions, TransportKind
 from kvstore.transport.api import CallObserver, HttpHandler, Kind, Method
 from kvstore.transport.limits import Limits
@@ -84,7 +84,9 @@ def make_tls(options: TlsOptions | None, on_failure: Reporter) -> Tls | None:
         return Tls(files, on_failure)
     except ssl.SSLError as error:
         names = " ".join(str(path) for path in files.paths())
-        raise ListenError(f"unusable certificates or keys in {names}: {error.reason}") from error
+        raise ListenError(
+            f"unusable certificates or keys in {names}: {error.reason or error}"
+        ) from error
     except OSError as error:
         raise ListenError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
@@ -162,7 +164,7 @@ class Front:
         try:
             server.listen(bound.sock, tls=tls, http1_only=http1_only)
         except OSError as error:
-            raise ListenError(f"cannot listen on {bound.url}: {error.strerror or error}") from error
+            raise cannot_listen(bound.url, error) from error
 
     async def drain(self, grace_seconds: float) -> None:
         """Stop to accept, let unary calls finish, end streams as etcd does; then close."""

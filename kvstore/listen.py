@@ -11,6 +11,7 @@ clients are refused, not kept waiting, until the store can answer.
 import errno
 import socket
 import stat
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,20 @@ def parse_urls(text: str) -> list[Address]:
     return addresses
 
 
+def check_advertised(urls: Sequence[str]) -> None:
+    """Raise ``ListenError`` unless ``urls`` can be told to clients: hosts may have names."""
+    for url in urls:
+        _take_apart(url)
+
+
 def _parse(url: str) -> Address:
+    address = _take_apart(url)
+    if not address.path and address.host != "localhost" and not _is_ip(address.host):
+        raise ListenError(f"expected IP in URL for binding ({url})")
+    return address
+
+
+def _take_apart(url: str) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -62,8 +76,6 @@ def _parse(url: str) -> Address:
     if parts.path or parts.query or parts.fragment:
         raise ListenError(f"URL must not contain a path: {url}")
     host = parts.hostname or ""
-    if host != "localhost" and not _is_ip(host):
-        raise ListenError(f"expected IP in URL for binding ({url})")
     return Address(url=url, tls=parts.scheme == "https", host=host, port=port, path="")
 
 
@@ -80,9 +92,14 @@ def bind(address: Address) -> socket.socket:
     try:
         return _bind_path(address.path) if address.path else _bind_port(address)
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        reason = "address already in use" if taken else error.strerror or error
-        raise ListenError(f"cannot listen on {address.url}: {reason}") from error
+        raise cannot_listen(address.url, error) from error
+
+
+def cannot_listen(url: str, error: OSError) -> ListenError:
+    """What to raise; a taken address is spelled alike, whether it shows at bind or at listen."""
+    taken = error.errno == errno.EADDRINUSE
+    reason = "address already in use" if taken else error.strerror or error
+    return ListenError(f"cannot listen on {url}: {reason}")
 
 
 def address_of(bound: socket.socket, address: Address) -> str:

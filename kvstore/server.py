@@ -69,7 +69,11 @@ def run(
     failures = Failures(log, clock)
     try:
         sockets = bind_all(options)
-        tls = make_tls(options.tls, failures.report)
+        try:
+            tls = make_tls(options.tls, failures.report)
+        except ListenError:
+            sockets.close()
+            raise
         server = Server(backends, config, options, sockets, tls, failures, clock=clock, log=log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve_until_signal(server, log))

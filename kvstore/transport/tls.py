@@ -46,8 +46,15 @@ def build_context(files: TlsFiles, protocols: Sequence[str] = _BOTH) -> ssl.SSLC
 
     Raises ``OSError`` or ``ssl.SSLError`` for files that do not serve.
     """
-    for path in files.paths():
-        path.open("rb").close()  # OpenSSL does not say which file it cannot read
+    # OpenSSL does not say which file it cannot read, or in which it has found nothing.
+    for path, held, mark in (
+        (files.certificate, "certificate", b"CERTIFICATE-----"),
+        (files.key, "private key", b"PRIVATE KEY-----"),
+        (files.client_ca, "certificate", b"CERTIFICATE-----"),
+        (files.client_revocations, "list of revoked certificates", b"X509 CRL-----"),
+    ):
+        if path is not None and mark not in path.read_bytes():
+            raise _refused(f"{path} holds no {held}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
