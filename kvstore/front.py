@@ -6,7 +6,6 @@ With ``--transport grpcio`` clients are served by grpcio, whose ports speak no H
 """
 
 import socket
-import ssl
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,11 +15,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from kvstore.clock import Clock
 from kvstore.errors import StoppedError
 from kvstore.listen import Address, ListenError, address_of, bind, cannot_listen
+from kvstore.logs import Logger
 from kvstore.options import ServeOptions, TlsOptions, TransportKind
 from kvstore.transport.api import CallObserver, HttpHandler, Kind, Method
 from kvstore.transport.limits import Limits
 from kvstore.transport.server import Server, Stats
-from kvstore.transport.tls import Tls, TlsFiles
+from kvstore.transport.tls import Tls, TlsFiles, describe
 
 if TYPE_CHECKING:
     from kvstore.transport.grpcio_server import GrpcioServer
@@ -70,7 +70,7 @@ def bind_all(options: ServeOptions) -> Sockets:
     return Sockets(bound[:clients], bound[clients:])
 
 
-def make_tls(options: TlsOptions | None, on_failure: Reporter) -> Tls | None:
+def make_tls(options: TlsOptions | None, log: Logger) -> Tls | None:
     """The certificates; raises ``ListenError`` for files that do not serve."""
     if options is None:
         return None
@@ -80,15 +80,17 @@ def make_tls(options: TlsOptions | None, on_failure: Reporter) -> Tls | None:
         client_ca=options.trusted_ca_file,
         require_client_certificate=options.trusted_ca_file is not None,
     )
+
+    def changed(trouble: str | None) -> None:
+        if trouble is None:
+            log.info("certificates reloaded", files=[str(path) for path in files.paths()])
+        else:
+            log.error("certificates not reloaded; the old ones stay in use", reason=trouble)
+
     try:
-        return Tls(files, on_failure)
-    except ssl.SSLError as error:
-        names = " ".join(str(path) for path in files.paths())
-        raise ListenError(
-            f"unusable certificates or keys in {names}: {error.reason or error}"
-        ) from error
-    except OSError as error:
-        raise ListenError(f"cannot read {error.filename}: {error.strerror or error}") from error
+        return Tls(files, changed)
+    except OSError as error:  # ssl.SSLError, too
+        raise ListenError(describe(files, error)) from error
 
 
 def _grpcio_server() -> "type[GrpcioServer]":
@@ -116,7 +118,11 @@ class Front:
         clock: Clock,
         on_failure: Reporter,
         observer: CallObserver,
+        log: Logger,
     ) -> None:
+        def handshake_failed(peer: str, error: Exception) -> None:
+            log.debug("TLS handshake failed", peer=peer, reason=str(error) or type(error).__name__)
+
         self._sockets = sockets
         self._tls = tls
         self._grpcio = None
@@ -130,6 +136,7 @@ class Front:
                 wall=clock.wall,
                 on_failure=on_failure,
                 observer=observer,
+                on_handshake_failed=handshake_failed,
             )
 
         self._metrics = server((), metrics_pages)

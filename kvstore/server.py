@@ -70,7 +70,7 @@ def run(
     try:
         sockets = bind_all(options)
         try:
-            tls = make_tls(options.tls, failures.report)
+            tls = make_tls(options.tls, log)
         except ListenError:
             sockets.close()
             raise
@@ -281,6 +281,7 @@ class Server:
             clock=self._clock,
             on_failure=self._handler_failed,
             observer=calls.observe,
+            log=self._log,
         )
         return front
 

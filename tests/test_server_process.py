@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -10,6 +12,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame
 
 from kvstore.pb import rpc_pb2 as pb
 from tests.program import PATIENCE, Program, get, http, put, serving, url
+from tests.transport.certificates import Authority
 from tests.transport.peer import connected, message
 
 pytestmark = pytest.mark.slow
@@ -84,3 +87,41 @@ def test_scrape(tmp_path: Path) -> None:
             assert b"\nprocess_resident_memory_bytes " in body
         assert http(url(program), "/metrics", "HEAD")[2] == b""
         assert program.stop() == 0
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_tls_troubles(level: str, tmp_path: Path) -> None:
+    """A failed handshake is a line at debug only; changed certificates are told at any level, and
+    why they are not taken, without a traceback.
+    """
+    certificate, key = Authority.make(tmp_path, "ca").issue("server")
+    good = key.read_bytes()
+    flags = [f"--cert-file={certificate}", f"--key-file={key}", f"--log-level={level}"]
+    with serving(tmp_path / "data", "--listen-client-urls=https://127.0.0.1:0", *flags) as program:
+        hello(url(program))
+        key.write_text("half written")
+        hello(url(program))
+        refused = program.until("certificates not reloaded; the old ones stay in use")
+        key.write_bytes(good + b"\n")
+        hello(url(program))
+        reloaded = program.until("certificates reloaded")
+        assert program.stop() == 0
+    assert set(refused) == {"level", "ts", "msg", "reason"}
+    assert (refused["level"], reloaded["level"]) == ("error", "info")
+    assert str(refused["reason"]).endswith(f"{key} holds no private key")
+    assert reloaded["files"] == [str(certificate), str(key)]
+    failed = [line for line in program.log if line["msg"] == "TLS handshake failed"]
+    assert len(failed) == (3 if level == "debug" else 0)
+    for line in failed:
+        assert str(line["peer"]).startswith("127.0.0.1:")
+        assert "http request" in str(line["reason"]).lower().replace("_", " ")
+
+
+def hello(address: str) -> None:
+    """Speak plain HTTP to a listener that wants TLS, until it hangs up."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with suppress(ConnectionResetError):
+            while sock.recv(4096):
+                pass

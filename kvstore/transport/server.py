@@ -91,11 +91,13 @@ class Server:
         wall: Callable[[], float],
         on_failure: Callable[[str, Exception], None],
         observer: CallObserver | None = None,
+        on_handshake_failed: Callable[[str, Exception], None] | None = None,
     ) -> None:
         """``clock`` gives monotonic seconds, ``wall`` those since the Unix epoch.
 
         ``on_failure`` is told what raised an exception that it must not, for the log.
-        ``observer`` is told of every call that ended.
+        ``observer`` is told of every call that ended, ``on_handshake_failed`` of every TLS
+        handshake that failed: whose, as address and port, and why.
         """
         self.routes = Routes.of(list(methods))
         self.http_handler = http_handler
@@ -104,6 +106,7 @@ class Server:
         self.wall = wall
         self.observer = observer
         self.failed = on_failure
+        self._on_handshake_failed = on_handshake_failed
         self.totals = Totals(output_max=limits.output_bytes_total_max, on_full=self._shed_soon)
         self.greeting = _greeting(limits)
         self._refusals: Counter[str] = Counter()
@@ -145,15 +148,18 @@ class Server:
                 connected.close()
                 return
             self._count(peer, 1)
-            task = self._loop.create_task(self._enter(connected, tls, http1_only=http1_only))
+            entering = self._enter(connected, peer, tls, http1_only=http1_only)
+            task = self._loop.create_task(entering)
             self._entering.add(task)
-            task.add_done_callback(lambda entering: self._entered(entering, connected, peer))
+            task.add_done_callback(lambda ended: self._entered(ended, connected, peer))
 
         self._listeners.append(Listener(sock, accepted, self._exhausted))
         if self._timer is None:
             self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
-    async def _enter(self, sock: socket.socket, tls: Tls | None, *, http1_only: bool) -> None:
+    async def _enter(
+        self, sock: socket.socket, peer: str, tls: Tls | None, *, http1_only: bool
+    ) -> None:
         """Make a connection of an accepted socket, after its TLS handshake if it has one.
 
         The server owns the task that runs this; ``drain`` cancels and awaits it.
@@ -171,9 +177,11 @@ class Server:
                     ssl=tls.context(http1_only=http1_only),
                     ssl_handshake_timeout=self.limits.handshake_timeout,
                 )
-        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self._handshakes_failed += 1
             sock.close()
+            if tls is not None and self._on_handshake_failed is not None:
+                self._on_handshake_failed(peer, error)
 
     def _entered(self, entering: "asyncio.Task[None]", sock: socket.socket, peer: str) -> None:
         """A connection has been made, or not: also when its task was cancelled unbegun."""

@@ -4,7 +4,7 @@ etcd reads its certificates at every handshake; here each handshake looks at the
 sizes, and a changed file gives a new context for this and later handshakes.
 A set of files that cannot be read (half written, a key that does not fit) leaves the old context in
 place: a server must not lose its TLS to a bad renewal. Every handshake tries again; the failure is
-told once per change.
+told once per change, and so is a set that is read.
 A key under a password is refused: there is nobody to ask for it.
 
 Sizes of work: a look is one ``stat`` per file, a few microseconds beside a handshake's millisecond.
@@ -102,13 +102,24 @@ def _glance(path: Path) -> tuple[int, int, int]:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+def describe(files: TlsFiles, error: OSError) -> str:
+    """Why no context can be built of ``files``, in one line."""
+    if isinstance(error, ssl.SSLError):
+        names = " ".join(str(path) for path in files.paths())
+        return f"unusable certificates or keys in {names}: {error.reason or error}"
+    return f"cannot read {error.filename or 'certificates'}: {error.strerror or error}"
+
+
 class Tls:
     """The current contexts of one set of files."""
 
-    def __init__(self, files: TlsFiles, on_failure: Callable[[str, Exception], None]) -> None:
-        """Raises ``OSError`` or ``ssl.SSLError`` when the first context cannot be built."""
+    def __init__(self, files: TlsFiles, on_change: Callable[[str | None], None]) -> None:
+        """``on_change`` is told of files that changed: None, or why the old ones stay in use.
+
+        Raises ``OSError`` or ``ssl.SSLError`` when the first context cannot be built.
+        """
         self._files = files
-        self._on_failure = on_failure
+        self._on_change = on_change
         self._seen = self._look()
         self._told: _Look | None = None
         """The files of which a failure was told."""
@@ -126,8 +137,9 @@ class Tls:
                 self._both, self._http1 = _build(self._files)
                 self._seen = seen
                 self._told = None
+                self._on_change(None)
             except (OSError, ssl.SSLError) as error:  # SSLError is an OSError; for the reader
                 if seen != self._told:
                     self._told = seen
-                    self._on_failure("certificates cannot be reloaded", error)
+                    self._on_change(describe(self._files, error))
         return self._http1 if http1_only else self._both

@@ -26,6 +26,8 @@ class Running:
     service: Service
     port: int
     failures: list[str] = field(default_factory=list)
+    handshakes: list[tuple[str, Exception]] = field(default_factory=list)
+    """Those that failed: peer and error."""
 
     @property
     def connection(self) -> Http2Connection:
@@ -55,6 +57,7 @@ async def serving(
     """A server with the test service; it must stop cleanly and hold nothing afterwards."""
     service = Service()
     failures: list[str] = []
+    handshakes: list[tuple[str, Exception]] = []
     server = Server(
         methods=service.methods(),
         http_handler=service.handle_http,
@@ -63,12 +66,13 @@ async def serving(
         wall=time.time,
         on_failure=lambda what, error: failures.append(f"{what}: {error!r}"),
         observer=observer,
+        on_handshake_failed=lambda peer, error: handshakes.append((peer, error)),
     )
     sock = bound()
     port = sock.getsockname()[1]
     server.listen(sock, tls=tls, http1_only=http1_only)
     try:
-        yield Running(server, service, port, failures)
+        yield Running(server, service, port, failures, handshakes)
     finally:
         await server.drain(0.0, message="server stopped")
     assert bool(failures) == expect_failures, failures

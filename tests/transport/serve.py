@@ -70,7 +70,7 @@ async def main() -> None:
     tls = None
     if "certificate" in options:
         files = TlsFiles(certificate=Path(options["certificate"]), key=Path(options["key"]))
-        tls = Tls(files, complain)
+        tls = Tls(files, lambda _: None)
     server.listen(sock, tls=tls)
     sys.stdout.write(f"{sock.getsockname()[1]}\n")
     sys.stdout.flush()

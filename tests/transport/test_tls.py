@@ -30,9 +30,9 @@ def files(authority: Authority) -> TlsFiles:
     return TlsFiles(certificate=certificate, key=key)
 
 
-def never(what: str, error: Exception) -> None:
-    """Told of failures that must not be."""
-    raise AssertionError(what) from error
+def never(trouble: str | None) -> None:
+    """Told of changes that must not be."""
+    raise AssertionError(trouble)
 
 
 def client(authority: Authority, *protocols: str) -> ssl.SSLContext:
@@ -137,9 +137,9 @@ async def test_certificates_are_reloaded(authority: Authority, tmp_path: Path) -
             fresh.write_bytes(source.read_bytes())
             fresh.replace(target)
 
-    failures: list[str] = []
+    told: list[str | None] = []
     install(authority.issue("first"))
-    tls = Tls(current, lambda what, _: failures.append(what))
+    tls = Tls(current, told.append)
 
     async def name(port: int) -> object:
         async with connected(port, tls=client(authority, "h2")) as peer:
@@ -151,15 +151,18 @@ async def test_certificates_are_reloaded(authority: Authority, tmp_path: Path) -
         assert await name(running.port) == "first"
         install(authority.issue("second"))
         assert await name(running.port) == "second"
+        assert told == [None]
         current.key.write_text("half written")
         assert [await name(running.port), await name(running.port)] == ["second", "second"]
-        assert failures == ["certificates cannot be reloaded"]
+        (reason,) = told[1:]
+        assert reason is not None
+        assert reason.endswith(f"{current.key} holds no private key")
         current.key.unlink()
         assert [await name(running.port), await name(running.port)] == ["second", "second"]
-        assert failures == ["certificates cannot be reloaded"] * 2
+        assert told[2:] == [f"cannot read {current.key}: No such file or directory"]
         install(authority.issue("third"))
         assert await name(running.port) == "third"
-        assert len(failures) == 2
+        assert told[3:] == [None]
 
 
 async def test_certificates_are_tried_again(
@@ -168,8 +171,8 @@ async def test_certificates_are_tried_again(
     """Files that could not be read for want of something else are read by a later handshake."""
     certificate = tmp_path / "tls.crt"
     certificate.write_bytes(files.certificate.read_bytes())
-    failures: list[str] = []
-    tls = Tls(replace(files, certificate=certificate), lambda what, _: failures.append(what))
+    told: list[str | None] = []
+    tls = Tls(replace(files, certificate=certificate), told.append)
     first = tls.context(http1_only=False)
     certificate.write_bytes(files.certificate.read_bytes() + b"\n")
 
@@ -180,8 +183,9 @@ async def test_certificates_are_tried_again(
         patch.setattr("kvstore.transport.tls.build_context", exhausted)
         assert tls.context(http1_only=False) is first
         assert tls.context(http1_only=False) is first
-    assert len(failures) == 1
+    assert told == ["cannot read certificates: Too many open files"]
     assert tls.context(http1_only=False) is not first
+    assert told[1:] == [None]
 
 
 async def test_handshakes_that_fail(authority: Authority, files: TlsFiles) -> None:
@@ -196,6 +200,10 @@ async def test_handshakes_that_fail(authority: Authority, files: TlsFiles) -> No
                 assert len(with_alert) < 10
         await eventually(lambda: running.server.stats().connections == 0)
         assert running.server.stats().handshakes_failed == 2
+        assert [peer.rpartition(":")[0] for peer, _ in running.handshakes] == ["127.0.0.1"] * 2
+        first, second = (str(error) for _, error in running.handshakes)
+        assert "HTTP_REQUEST" in first.upper().replace(" ", "_")
+        assert "handshake" in second
         async with connected(running.port, tls=client(authority, "h2")) as peer:
             assert (await peer.call(PATH + "Echo", b"x")).messages == [b"x"]
 
