@@ -241,7 +241,7 @@ def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> No
     help="The same as the command.",
 )
 def cli() -> None:
-    """A server that speaks the etcd v3 API over SQL databases."""
+    """A server that speaks the etcd v3 API over SQLite."""
 
 
 @cli.command(params=_SERVE_FLAGS)
