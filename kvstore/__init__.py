@@ -1,1 +1,1 @@
-"""A server that speaks the etcd v3 API over SQL databases."""
+"""A server that speaks the etcd v3 API over SQLite."""
