@@ -1,0 +1,20 @@
+"""Time in the benchmark: whole microseconds on the machine's one monotonic clock.
+
+CLOCK_MONOTONIC is the same for all processes of a machine, so records of several generator
+processes and of the command that started them can be compared as they are.
+"""
+
+import time
+
+MICROSECONDS = 1_000_000
+"""In a second."""
+
+
+def now_us() -> int:
+    """Microseconds on ``CLOCK_MONOTONIC``."""
+    return time.monotonic_ns() // 1000
+
+
+def wall_seconds() -> float:
+    """Seconds since the Unix epoch; for reports and names, never for decisions."""
+    return time.time()
