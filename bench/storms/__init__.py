@@ -10,3 +10,7 @@ of work costs, what is asked of the store beyond the common judges. It offers
 - ``checks(records, parameters)``: verdicts of its own, beside the common judges;
 - ``measures(records, parameters)``: figures of its own by name, lower is better.
 """
+
+from bench.storms.registry import STORMS, Storm, find, parse_parameters
+
+__all__ = ["STORMS", "Storm", "find", "parse_parameters"]
