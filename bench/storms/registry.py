@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from bench.plan import Plan
 from bench.records import Records
+from bench.storms import e2e_mix, event_ttl, selector_read
 from bench.verdicts import Verdict
 
 P = TypeVar("P")
@@ -30,7 +31,11 @@ class Storm(Protocol[P]):
         """Figures by name, with the unit at the end of it; lower is better."""
 
 
-_MODULES: tuple[Storm[Any], ...] = ()
+_MODULES: tuple[Storm[Any], ...] = (
+    event_ttl,
+    selector_read,
+    e2e_mix,
+)
 STORMS: Mapping[str, Storm[Any]] = {module.NAME: module for module in _MODULES}
 """By name."""
 

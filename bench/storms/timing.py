@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
 from bench.plan import Verb
-from bench.records import OPS, Frame, Outcome, Records
+from bench.records import MESSAGES, OPS, Frame, Outcome, Records
 
 WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
 """Verbs that change an object."""
@@ -91,3 +91,15 @@ def within(times: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np
     depth = np.concatenate(([0], np.cumsum(steps[order])))
     inside: Mask = depth[np.searchsorted(edges[order], times, side="right")] > 0
     return inside
+
+
+def received_us(records: Records, events: Frame) -> NDArray[np.int64]:
+    """When the message came that told each of these watch events."""
+    messages = records.frame(MESSAGES)
+    order = np.lexsort((messages["message"], messages["watch"]))
+    most = int(messages["message"].max(initial=0)) + 1
+    watches, of_event = np.unique(messages["watch"], return_inverse=True)
+    numbers = (of_event.reshape(-1) * most + messages["message"])[order]
+    wanted = np.searchsorted(watches, events["watch"]) * most + events["message"]
+    times: NDArray[np.int64] = messages["received"][order][np.searchsorted(numbers, wanted)]
+    return times

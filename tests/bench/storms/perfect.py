@@ -263,7 +263,7 @@ class _Store:
         if now <= until:
             return found
         lease = next(self.numbers)
-        self.leases[apiserver, ttl] = (lease, now + 1_000_000)
+        self.leases[apiserver, ttl] = (lease, now + ttl * 50_000)
         self.played.add(
             "ops",
             op=next(self.numbers),
@@ -274,9 +274,9 @@ class _Store:
             code=0,
             revision=self.revision,
             lease=lease,
-            ttl=ttl + 1,
+            ttl=ttl,
         )
-        self.at(now + (ttl + 1) * 1_000_000 + CALL_US, "expire", lease)
+        self.at(now + ttl * 1_000_000 + CALL_US, "expire", lease)
         return lease
 
     # Steps.
