@@ -20,7 +20,7 @@ objects that it has there. That is linearizability of a single writer, told with
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +60,7 @@ class Parameters:
     apiservers: int = 2
 
 
-PRESETS = {
+PRESETS: Mapping[str, Parameters] = {
     "xs": Parameters(),
     "s": Parameters(tests_per_second=5.0, watchers_max=500),
     "m": Parameters(tests_per_second=20.0, watchers_max=1_000, apiservers=3),

@@ -19,7 +19,7 @@ That nobody else's writes become slower is a figure, ``bystander_expiry_ratio``:
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +60,7 @@ class Parameters:
     apiservers: int = 2
 
 
-PRESETS = {
+PRESETS: Mapping[str, Parameters] = {
     "xs": Parameters(),
     "s": Parameters(
         events_per_second=400, burst_factor=5, burst_seconds=10, burst_every_seconds=60,

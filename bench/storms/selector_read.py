@@ -15,7 +15,7 @@ had been sent before its last page came, and no page or count disagrees with the
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class Parameters:
     apiservers: int = 2
 
 
-PRESETS = {
+PRESETS: Mapping[str, Parameters] = {
     "xs": Parameters(),
     "s": Parameters(objects_per_kind=10_000, lists_per_second=4.0),
     "m": Parameters(objects_per_kind=50_000, lists_per_second=4.0, apiservers=3),
