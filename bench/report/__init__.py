@@ -1,0 +1,1 @@
+"""Reports of stored sessions: one page, a summary, a picture, and comparisons."""
