@@ -49,9 +49,9 @@ class Parameters:
     events_per_second: float = 100.0
     """Writes of events outside of bursts, bumps included."""
     burst_factor: float = 8.0
-    burst_seconds: float = 2.0
-    burst_every_seconds: float = 12.0
-    ttl_seconds: int = 10
+    burst_s: float = 2.0
+    burst_every_s: float = 12.0
+    ttl_s: int = 10
     bump_share: float = 0.25
     """Of all writes of events."""
     namespaces: int = 10
@@ -63,16 +63,16 @@ class Parameters:
 PRESETS: Mapping[str, Parameters] = {
     "xs": Parameters(),
     "s": Parameters(
-        events_per_second=400, burst_factor=5, burst_seconds=10, burst_every_seconds=60,
-        ttl_seconds=30,
+        events_per_second=400, burst_factor=5, burst_s=10, burst_every_s=60,
+        ttl_s=30,
     ),
     "m": Parameters(
-        events_per_second=2_000, burst_factor=10, burst_seconds=10, burst_every_seconds=120,
-        ttl_seconds=60, namespaces=20, clients_per_namespace=5, apiservers=3,
+        events_per_second=2_000, burst_factor=10, burst_s=10, burst_every_s=120,
+        ttl_s=60, namespaces=20, clients_per_namespace=5, apiservers=3,
     ),
     "l": Parameters(
-        events_per_second=5_000, burst_factor=20, burst_seconds=10, burst_every_seconds=120,
-        ttl_seconds=60, namespaces=100, clients_per_namespace=5, apiservers=3,
+        events_per_second=5_000, burst_factor=20, burst_s=10, burst_every_s=120,
+        ttl_s=60, namespaces=100, clients_per_namespace=5, apiservers=3,
     ),
 }  # fmt: skip
 
@@ -97,8 +97,8 @@ def schedule(parameters: Parameters, duration_us: int, draw: random.Random) -> P
 
 def _bursts(parameters: Parameters, duration_us: int) -> list[tuple[int, int]]:
     """When bursts begin and end: the first a quarter of their distance after the start."""
-    every_us = int(parameters.burst_every_seconds * MICROSECONDS)
-    lasts_us = int(parameters.burst_seconds * MICROSECONDS)
+    every_us = int(parameters.burst_every_s * MICROSECONDS)
+    lasts_us = int(parameters.burst_s * MICROSECONDS)
     if every_us <= 0 or lasts_us <= 0:
         return []
     starts = range(every_us // 4, duration_us, every_us)
@@ -113,7 +113,7 @@ def _events(parameters: Parameters, duration_us: int, draw: random.Random) -> It
     for start_us, end_us in _bursts(parameters, duration_us):
         times += timing.arrivals(extra, start_us, end_us, draw)
     bumped = parameters.bump_share / (1 - parameters.bump_share)
-    ttl_us = parameters.ttl_seconds * MICROSECONDS
+    ttl_us = parameters.ttl_s * MICROSECONDS
     for number, due_us in enumerate(sorted(times)):
         namespace = objects.tenant(draw.randrange(parameters.namespaces))
         key = objects.key(objects.EVENTS, namespace, f"pod-{number // 4:06}.{number:016x}")
@@ -122,7 +122,7 @@ def _events(parameters: Parameters, duration_us: int, draw: random.Random) -> It
             size = draw.randint(*BIG_BYTES)
         create = Step(
             Verb.CREATE, key, "event.create", due_us,
-            shape="event", size=size, lease_ttl=parameters.ttl_seconds,
+            shape="event", size=size, lease_ttl=parameters.ttl_s,
         )  # fmt: skip
         again_us = due_us + int(ttl_us * draw.uniform(0.1, 0.3))
         steps: tuple[Step, ...] = (create,)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from bench.plan import Plan
 from bench.records import Records
-from bench.storms import e2e_mix, event_ttl, selector_read
+from bench.storms import e2e_mix, event_ttl, noisy_shard, selector_read
 from bench.verdicts import Verdict
 
 P = TypeVar("P")
@@ -33,6 +33,7 @@ class Storm(Protocol[P]):
 
 _MODULES: tuple[Storm[Any], ...] = (
     event_ttl,
+    noisy_shard,
     selector_read,
     e2e_mix,
 )

@@ -12,7 +12,7 @@ from bench.storms import event_ttl
 from tests.bench.storms.perfect import Played, play
 
 SMALL = event_ttl.Parameters(
-    events_per_second=30.0, burst_seconds=0.5, burst_every_seconds=4.0, ttl_seconds=2, namespaces=3
+    events_per_second=30.0, burst_s=0.5, burst_every_s=4.0, ttl_s=2, namespaces=3
 )
 
 
