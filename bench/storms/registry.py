@@ -8,7 +8,13 @@ from typing import Any, Protocol, TypeVar
 
 from bench.plan import Plan
 from bench.records import Records
-from bench.storms import e2e_mix, event_ttl, noisy_shard, selector_read
+from bench.storms import (
+    e2e_mix,
+    event_ttl,
+    idle_background,
+    noisy_shard,
+    selector_read,
+)
 from bench.verdicts import Verdict
 
 P = TypeVar("P")
@@ -32,6 +38,7 @@ class Storm(Protocol[P]):
 
 
 _MODULES: tuple[Storm[Any], ...] = (
+    idle_background,
     event_ttl,
     noisy_shard,
     selector_read,
