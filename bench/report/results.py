@@ -26,7 +26,7 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from bench.capsule import DRIFT_PERCENT_MAX, drift
-from bench.figures import Figures, Windows, figures, histogram
+from bench.figures import ALL, Figures, Windows, figures, histogram
 from bench.records import Facts, Records
 from bench.report.metrics import SHOWN_OF_CLASSES, Better, in_order, metric, of_classes
 from bench.report.session import (
@@ -223,7 +223,7 @@ def _measured(path: Path, session: Session, measures: Measures | None) -> _Measu
         raise MixedRunsError(f"{path}: a run of another plan than its session's")
     made = figures(records)
     values = dict(made.values)
-    for kind, one in made.classes.items():
+    for kind, one in ((kind, one) for kind, one in made.classes.items() if kind != ALL):
         values[f"count/{kind}"] = one["count"]
         of_class = {f"latency_{p}_us": us for p, us in one["latency_us"].items()}
         of_class |= {f"service_{p}_us": us for p, us in one["service_us"].items()}

@@ -1,0 +1,76 @@
+"""Two stored sessions: how a target does today against how it did then.
+
+Ratios inside one session compare servers that took turns on one machine; across sessions nothing
+took turns. So the machines must be the same by their capsules and the plans by their fingerprints,
+or the comparison is refused; whoever insists is told, beside every figure, what differs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.capsule import DRIFT_PERCENT_MAX, differences, drift
+from bench.report.results import Comparison, Measures, Results, compared, has_speed, stored
+
+
+class UnequalSessionsError(ValueError):
+    """The sessions differ in what timings depend on; its arguments say in what, one line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """The second session against the first."""
+
+    rows: list[Comparison]
+    """Of each target that both have; ``against`` is the same target in the first."""
+    remarks: list[str]
+    """What differs, and which targets are left out, with the reason."""
+
+
+def compare(
+    first: Path, second: Path, *, force: bool = False, measures: Measures | None = None
+) -> Sessions:
+    """Ratios of the second session to the first, for every target that both have.
+
+    Raises ``UnequalSessionsError`` if they must not be compared, unless ``force`` is given.
+    """
+    one, other = stored(first, measures), stored(second, measures)
+    unequal = list(_unequal(one, other))
+    if unequal and not force:
+        raise UnequalSessionsError(*unequal)
+    remarks = [*unequal, *_unsteady(one, other)]
+    rows: list[Comparison] = []
+    others = {target["name"]: target for target in other["targets"]}
+    for then in one["targets"]:
+        name = then["name"]
+        now = others.pop(name, None)
+        if now is None:
+            remarks.append(f"{name} is in the first session only")
+        elif not (has_speed(then) and has_speed(now)):
+            remarks.append(f"{name} is {then['state']} in the first, {now['state']} in the second")
+        else:
+            rows += compared(now, then, other["session"]["seed"])
+    remarks += [f"{name} is in the second session only" for name in others]
+    return Sessions(rows, remarks)
+
+
+def _unequal(one: Results, other: Results) -> Iterator[str]:
+    yield from differences(one["session"]["before"], other["session"]["before"])
+    prints = [results["session"]["fingerprint"] for results in (one, other)]
+    if prints[0] != prints[1]:
+        yield f"fingerprint: {prints[0][:12]} against {prints[1][:12]}"
+    for name in ("durability", "client"):
+        seen = [
+            {target["name"]: str(dict(target)[name]) for target in results["targets"]}
+            for results in (one, other)
+        ]
+        for target in seen[0].keys() & seen[1].keys():
+            if seen[0][target] != seen[1][target]:
+                yield f"{name} of {target}: {seen[0][target]} against {seen[1][target]}"
+
+
+def _unsteady(one: Results, other: Results) -> Iterator[str]:
+    """The same machine on another day: no reason to refuse, but to be told."""
+    for name, percent in drift(one["session"]["before"], other["session"]["before"]).items():
+        if percent > DRIFT_PERCENT_MAX:
+            yield f"{name} differs by {percent:.0f} % between the sessions"
