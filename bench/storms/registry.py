@@ -14,6 +14,7 @@ from bench.storms import (
     idle_background,
     noisy_shard,
     selector_read,
+    swarm_burst,
 )
 from bench.verdicts import Verdict
 
@@ -39,6 +40,7 @@ class Storm(Protocol[P]):
 
 _MODULES: tuple[Storm[Any], ...] = (
     idle_background,
+    swarm_burst,
     event_ttl,
     noisy_shard,
     selector_read,
