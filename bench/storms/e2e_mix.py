@@ -80,6 +80,7 @@ def schedule(parameters: Parameters, duration_us: int, draw: random.Random) -> P
             watchers += _watchers(name)
     return Plan(
         duration_us=duration_us,
+        warm_up_us=duration_us // timing.WARM_UP_PARTS,
         apiservers=parameters.apiservers,
         resources=tuple(prefix for prefix, _, _ in RESOURCES),
         actors=tuple(actors),

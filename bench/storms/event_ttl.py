@@ -81,6 +81,7 @@ def schedule(parameters: Parameters, duration_us: int, draw: random.Random) -> P
     """Events in their bursts, who watches them, and who is not to notice."""
     return Plan(
         duration_us=duration_us,
+        warm_up_us=duration_us // timing.WARM_UP_PARTS,
         apiservers=parameters.apiservers,
         resources=(objects.PODS,),
         preload=tuple(

@@ -82,6 +82,7 @@ def schedule(parameters: Parameters, duration_us: int, draw: random.Random) -> P
     runs = (_runs(parameters, tenant, duration_us, draw) for tenant in range(parameters.tenants))
     return Plan(
         duration_us=duration_us,
+        warm_up_us=duration_us // timing.WARM_UP_PARTS,
         apiservers=parameters.apiservers,
         resources=(objects.PODS,),
         actors=tuple(chain.from_iterable(runs)),

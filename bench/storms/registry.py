@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from bench.plan import Plan
 from bench.records import Records
 from bench.storms import (
+    apiserver_restart,
     e2e_mix,
     event_ttl,
     idle_background,
@@ -42,6 +43,7 @@ _MODULES: tuple[Storm[Any], ...] = (
     idle_background,
     swarm_burst,
     event_ttl,
+    apiserver_restart,
     noisy_shard,
     selector_read,
     e2e_mix,

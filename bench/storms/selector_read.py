@@ -63,6 +63,7 @@ def schedule(parameters: Parameters, duration_us: int, draw: random.Random) -> P
     half_us = duration_us // 2
     return Plan(
         duration_us=duration_us,
+        warm_up_us=duration_us // timing.WARM_UP_PARTS,
         apiservers=parameters.apiservers,
         resources=tuple(prefix for prefix, _, _ in KINDS),
         actors=(*_creations(parameters, half_us, draw), *_lists(parameters, duration_us, draw)),

@@ -18,6 +18,8 @@ from bench.records import MESSAGES, OPS, Frame, Outcome, Records
 WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
 """Verbs that change an object."""
 Mask = NDArray[np.bool_]
+WARM_UP_PARTS = 15
+"""A warm-up is the first of so many equal parts of a load."""
 
 
 def arrivals(per_second: float, from_us: int, until_us: int, draw: random.Random) -> Iterator[int]:

@@ -102,7 +102,7 @@ class _Store:
         self.past: dict[bytes, list[tuple[int, Kept | None]]] = defaultdict(list)
         self.seen: list[tuple[int, int]] = []  # time and revision
         self.compacted = 0
-        self.compactions: dict[bytes, list[int]] = defaultdict(list)
+        self.compactors: dict[int, tuple[int, int]] = {}  # actor: version known, revision seen
         self.leases: dict[tuple[int, int], tuple[int, int]] = {}  # apiserver, ttl: lease, until
         self.attached: dict[int, set[bytes]] = defaultdict(set)
         self.due: list[tuple[int, int, str, object]] = []
@@ -134,6 +134,8 @@ class _Store:
             elif kind == "expire":
                 if now <= max(loaded, plan.duration_us) + 1_000_000:
                     self.expire(now, what)  # type: ignore[arg-type]
+            elif kind == "watch":
+                self.watch_all(now, what)  # type: ignore[arg-type]
             elif what.trouble == Trouble.DROP:  # type: ignore[attr-defined]
                 self.drop(now, what.stale)  # type: ignore[attr-defined]
         self.played.facts |= {"load_end_us": loaded, "finished_us": loaded + 1_000_000}
@@ -142,14 +144,19 @@ class _Store:
 
     # Watches.
 
-    def watch_all(self, now: int) -> None:
-        for apiserver in range(self.plan.apiservers):
-            for prefix in self.plan.resources:
-                self.watch(now, prefix, apiserver, b"cache", 0, self.revision + 1)
+    def watch_all(self, now: int, stale: int = 0) -> None:
+        """Of the caches ``stale`` per cent begin at the beginning of history, the first first."""
+        caches = [
+            (prefix, number)
+            for number in range(self.plan.apiservers)
+            for prefix in self.plan.resources
+        ]
+        for count, (prefix, number) in enumerate(caches):
+            start = 1 if count * 100 < stale * len(caches) else self.revision + 1
+            self.watch(now, prefix, number, f"apiserver {number} {prefix!r}".encode(), 0, start)
         for each in self.plan.watchers:
-            self.watch(
-                now, each.prefix, -1, each.name.encode(), each.events_per_second, self.revision + 1
-            )
+            name, slow = each.name.encode(), each.events_per_second
+            self.watch(now, each.prefix, -1, name, slow, self.revision + 1)
 
     def watch(
         self, now: int, prefix: bytes, apiserver: int, name: bytes, slow: int, start: int
@@ -189,13 +196,7 @@ class _Store:
         for row in self.played.rows["watches"]:
             if row["closed"] == -1:
                 row["closed"] = now
-        for count, (apiserver, prefix) in enumerate(
-            (apiserver, prefix)
-            for apiserver in range(self.plan.apiservers)
-            for prefix in self.plan.resources
-        ):
-            start = 1 if count * stale % 100 < stale else self.revision + 1
-            self.watch(now + 1000, prefix, apiserver, b"cache", 0, start)
+        self.at(now + 1000, "watch", stale)
 
     def tell(
         self, now: int, kind: EventType, mod: int, kept: Kept | None, was: Kept | None, key: bytes
@@ -350,10 +351,24 @@ class _Store:
         elif step.verb == Verb.READ_AT:
             self.read_at(now, row, step)
         elif step.verb == Verb.COMPACT:
-            before = self.compactions[step.key]
-            row["at"] = before[-1] if before else 0
-            self.compacted = max(self.compacted, int(row["at"]))
-            before.append(self.revision)
+            self.compact(now, row)
+
+    def compact(self, now: int, row: Row) -> None:
+        """A Txn on the version that this actor knows; the winner compacts to what it saw before."""
+        key, actor = bytes(row["key"]), int(row["actor"])
+        known, seen = self.compactors.get(actor, (0, 0))
+        was = self.objects.get(key)
+        version = was.version if was else 0
+        if known != version:
+            row["outcome"] = Outcome.CONFLICT
+            self.compactors[actor] = (version, self.revision)
+            return
+        self.put(now, key, b"%d" % self.revision, 0)
+        self.compactors[actor] = (version + 1, self.revision)
+        if seen:
+            self.compacted = max(self.compacted, seen)
+            call = self.played.add("ops", **row)
+            call |= {"op": next(self.numbers), "at": seen, "revision": self.revision}
 
     def list(self, now: int, row: Row, step: Step) -> None:
         found = sorted(key for key in self.objects if key.startswith(step.key))
