@@ -1,0 +1,314 @@
+"""Faults of watches, planted one at a time in records of a store that is right."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bench.plan import Verb
+from bench.records import EventType, MessageKind, Outcome
+from tests.bench.judges.world import PODS, Row, World, fresh, number, verdict_of
+
+
+def watch_of(world: World, name: bytes, place: int = 0) -> Row:
+    """The first, or a later, watch of a name."""
+    return list(world.find("watches", name=name))[place]
+
+
+def events_of(world: World, watch: Row) -> list[Row]:
+    """What it was shown."""
+    return list(world.find("events", watch=watch["watch"]))
+
+
+def middle(world: World, kind: EventType = EventType.PUT, name: bytes = b"pods of 0") -> Row:
+    """An event with others of the same watch around it, and an object before it."""
+    events = events_of(world, watch_of(world, name))[5:-5]
+    return next(e for e in events if e["type"] == kind and number(e, "prev_mod") > 0)
+
+
+def lost(world: World) -> None:
+    """One watch is not shown one event."""
+    world.rows["events"].remove(middle(world))
+
+
+def lost_of_all(world: World) -> None:
+    """No watch is shown an acknowledged write."""
+    mod = middle(world)["mod"]
+    world.rows["events"] = [e for e in world.rows["events"] if e["mod"] != mod]
+
+
+def duplicated(world: World) -> None:
+    """One event comes again at once."""
+    events, event = world.rows["events"], middle(world)
+    events.insert(events.index(event) + 1, dict(event))
+
+
+def duplicated_later(world: World) -> None:
+    """One event comes again with the last message of its watch."""
+    event = middle(world)
+    last = events_of(world, watch_of(world, b"pods of 0"))[-1]
+    world.rows["events"].append(event | {"message": last["message"]})
+
+
+def reordered(world: World) -> None:
+    """Two events of one watch come the wrong way round."""
+    events = world.rows["events"]
+    first = middle(world)
+    mine = events_of(world, watch_of(world, b"pods of 0"))
+    second = mine[mine.index(first) + 1]
+    a, b = events.index(first), events.index(second)
+    events[a], events[b] = (
+        second | {"message": first["message"]},
+        first | {"message": second["message"]},
+    )
+
+
+def split(world: World) -> None:
+    """The deletes of one lease's end come in two messages."""
+    events = world.rows["events"]
+    pairs = pairwise(events)
+    one = next(b for a, b in pairs if all(a[c] == b[c] for c in ("watch", "message", "mod")))
+    start = events.index(one)
+    for row in [r for r in world.rows["messages"] if r["watch"] == one["watch"]]:
+        if number(row, "message") > number(one, "message"):
+            row["message"] = number(row, "message") + 1
+        elif row["message"] == one["message"]:
+            world.rows["messages"].append(row | {"message": number(row, "message") + 1})
+    for place, row in enumerate(events):
+        if row["watch"] == one["watch"]:
+            later = number(row, "message") > number(one, "message")
+            same = row["message"] == one["message"] and place >= start
+            events[place] = row | {"message": number(row, "message") + (later or same)}
+
+
+def resumed_too_late(world: World) -> None:
+    """A watch that resumes is not shown the first event after its start."""
+    events = [events_of(world, w) for w in world.find("watches") if number(w, "start") > 1]
+    world.rows["events"].remove(next(e for e in events if len(e) > 2)[0])
+
+
+def older_than_asked(world: World) -> None:
+    """A watch that resumes is shown the revision before its start."""
+    pods = watch_of(world, b"pods of 0", 1)
+    old = events_of(world, watch_of(world, b"pods of 0"))[-1]
+    first = events_of(world, pods)[0]
+    new = old | {"watch": pods["watch"], "message": first["message"]}
+    world.rows["events"].insert(world.rows["events"].index(first), new)
+
+
+def silent(world: World) -> None:
+    """A watch that asks for what is compacted hears nothing."""
+    canceled = next(world.find("messages", kind=MessageKind.CANCELED))
+    world.rows["messages"].remove(canceled)
+
+
+def served_from_compacted(world: World) -> None:
+    """Instead it is shown some event."""
+    canceled = next(world.find("messages", kind=MessageKind.CANCELED))
+    canceled["kind"], canceled["compact_revision"] = MessageKind.EVENTS, 0
+    (watch,) = world.find("watches", watch=canceled["watch"])
+    event = next(e for e in world.rows["events"] if number(e, "mod") > number(watch, "start"))
+    world.rows["events"].append(event | {"watch": watch["watch"], "message": 1})
+
+
+def progress_too_early(world: World) -> None:
+    """Progress names a revision of which an event comes afterwards."""
+    event = middle(world)
+    (row,) = world.find("messages", watch=event["watch"], message=event["message"])
+    for each in (*world.rows["events"], *world.rows["messages"]):
+        if each["watch"] == row["watch"] and number(each, "message") >= number(event, "message"):
+            each["message"] = number(each, "message") + 1
+    progress: Row = {
+        "kind": MessageKind.PROGRESS,
+        "message": number(row, "message") - 1,
+        "events": 0,
+    }
+    world.rows["messages"].append(row | progress)
+
+
+def outside(world: World) -> None:
+    """A watch is shown a key that it did not ask for."""
+    event = middle(world, name=b"pods of 0")
+    key = watch_of(world, b"one key")
+    first = events_of(world, key)[0]
+    stray = event | {"watch": key["watch"], "message": first["message"]}
+    stray |= dict.fromkeys(("prev_mod", "prev_create", "prev_version", "prev_digest"), -1)
+    world.rows["events"].append(stray)
+
+
+def unfiltered(world: World) -> None:
+    """A watch that wants no puts is shown one."""
+    event, watch = middle(world), watch_of(world, b"no puts")
+    first = events_of(world, watch)[0]
+    world.rows["events"].append(event | {"watch": watch["watch"], "message": first["message"]})
+
+
+def wrong_prev(world: World) -> None:
+    """prev_kv is an older object."""
+    event = middle(world)
+    event["prev_mod"] = number(event, "prev_mod") - 1
+
+
+def wrong_prev_value(world: World) -> None:
+    """prev_kv has another value."""
+    middle(world)["prev_digest"] = 7
+
+
+def missing_prev(world: World) -> None:
+    """prev_kv is missing long before a compaction."""
+    deletes = middle(world, EventType.DELETE)
+    deletes |= dict.fromkeys(("prev_mod", "prev_create", "prev_version", "prev_digest"), -1)
+
+
+def prev_of_nothing(world: World) -> None:
+    """A creation comes with prev_kv."""
+    events = events_of(world, watch_of(world, b"pods of 0"))
+    created = next(e for e in events if e["create"] == e["mod"])
+    created |= {"prev_mod": 3, "prev_create": 3, "prev_version": 1, "prev_digest": 5}
+
+
+def unasked_prev(world: World) -> None:
+    """prev_kv comes to a watch that has not asked for it."""
+    event = events_of(world, watch_of(world, b"one key"))[0]
+    event |= {"prev_mod": 3, "prev_create": 3, "prev_version": 1, "prev_digest": 5}
+
+
+def update_as_creation(world: World) -> None:
+    """An update is shown as a creation."""
+    event = middle(world)
+    event["create"] = event["mod"]
+
+
+def creation_as_update(world: World) -> None:
+    """A creation is shown as an update."""
+    events = events_of(world, watch_of(world, b"pods of 0"))
+    event = next(e for e in events if e["create"] == e["mod"])
+    event["create"] = number(event, "create") - 1
+
+
+def wrong_version(world: World) -> None:
+    """An event's version skips one."""
+    event = middle(world)
+    event["version"] = number(event, "version") + 1
+
+
+def wrong_create(world: World) -> None:
+    """An event's create revision is that of something else."""
+    event = middle(world)
+    event["create"] = number(event, "create") - 1
+
+
+def lagging(world: World) -> None:
+    """An event of the load comes six seconds after its end."""
+    last = events_of(world, watch_of(world, b"pods of 1", -1))[-1]
+    (row,) = world.find("messages", watch=last["watch"], message=last["message"])
+    for each in world.find("messages", watch=last["watch"]):
+        if number(each, "message") >= number(row, "message"):
+            each["received"] = world.load_end + 6_000_000
+
+
+def never_shown(world: World) -> None:
+    """The last event of the load never comes."""
+    last = events_of(world, watch_of(world, b"pods of 1", -1))[-1]
+    world.rows["events"].remove(last)
+
+
+def phantom(world: World) -> None:
+    """An event comes that nobody wrote."""
+    event = middle(world)
+    ghost = event | {"key": PODS + b"ghost", "version": 1, "create": event["mod"], "digest": 1}
+    ghost |= dict.fromkeys(("prev_mod", "prev_create", "prev_version", "prev_digest"), -1)
+    world.rows["events"].insert(world.rows["events"].index(event), ghost)
+
+
+def applied_though(world: World, outcome: Outcome) -> None:
+    """A write that was said to have failed is seen."""
+    op = next(world.find("ops", verb=Verb.UPDATE, outcome=outcome))
+    event = next(e for e in world.rows["events"] if e["key"] == op["key"])
+    world.rows["events"].append(event | {"digest": op["digest"], "mod": 1000, "message": 1})
+
+
+def conflict_applied(world: World) -> None:
+    """A write that lost its comparison is seen."""
+    applied_though(world, Outcome.CONFLICT)
+
+
+def refused_applied(world: World) -> None:
+    """A write that was refused is seen."""
+    applied_though(world, Outcome.REFUSED)
+
+
+def other_value(world: World) -> None:
+    """One watch is shown another value than was written."""
+    middle(world)["digest"] = 7
+
+
+def deleted_by_nobody(world: World) -> None:
+    """A key without a lease is seen to go, and nobody deleted it."""
+    delete = next(world.find("ops", verb=Verb.DELETE, outcome=Outcome.OK))
+    world.rows["ops"].remove(delete)
+
+
+def accepted(world: World) -> None:
+    """What must be refused is accepted."""
+    op = next(world.find("ops", refusal=3))
+    op |= {"outcome": Outcome.CONFLICT, "code": 0, "revision": -1}
+
+
+def refused_otherwise(world: World) -> None:
+    """It is refused with another code."""
+    next(world.find("ops", refusal=3))["code"] = 8
+
+
+def refused_for_nothing(world: World) -> None:
+    """A write within the rules is called invalid."""
+    next(world.find("ops", refusal=3))["refusal"] = 0
+
+
+FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
+    lost: ("Reliable", "never got the put of /registry/pods/"),
+    lost_of_all: ("Acknowledged writes durable", "no watch of it saw that"),
+    duplicated: ("Unique", "again in message"),
+    duplicated_later: ("Unique", "again in message"),
+    reordered: ("Ordered", "before put of"),
+    split: ("Atomic", "in messages"),
+    resumed_too_late: ("Resumable", "having asked from revision"),
+    older_than_asked: ("Resumable", "got the"),
+    silent: ("Resumable", "was not told"),
+    served_from_compacted: ("Resumable", "was shown events"),
+    progress_too_early: ("Bookmarkable", "later"),
+    outside: ("Filter", "outside its range"),
+    unfiltered: ("Filter", "of a kind that it does not want"),
+    wrong_prev: ("PrevKV", "prev_kv has (mod, create, version)"),
+    wrong_prev_value: ("PrevKV", "the value of another revision"),
+    missing_prev: ("PrevKV", "without prev_kv"),
+    prev_of_nothing: ("PrevKV", "a creation, with prev_kv of revision 3"),
+    unasked_prev: ("PrevKV", "for which it had not asked"),
+    update_as_creation: ("IsCreate", "as a creation"),
+    creation_as_update: ("IsCreate", "as an update"),
+    wrong_version: ("Version arithmetic", "with version"),
+    wrong_create: ("Version arithmetic", "created at"),
+    lagging: ("Lag drains", "6.0 s after the load"),
+    never_shown: ("Lag drains", "never"),
+    phantom: ("Errors attributable", "no write explains it"),
+    conflict_applied: ("Errors attributable", "ended as CONFLICT"),
+    refused_applied: ("Errors attributable", "ended as REFUSED"),
+    other_value: ("Errors attributable", "but not as UPDATE"),
+    deleted_by_nobody: ("Errors attributable", "no write explains it"),
+    accepted: ("Errors attributable", "had to be refused"),
+    refused_otherwise: ("Errors attributable", "had to be refused"),
+    refused_for_nothing: ("Errors attributable", "was within the rules"),
+}
+"""Each fault, the judge that must catch it, and what the evidence says."""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_fault_is_caught(fault: Callable[[World], None], tmp_path: Path) -> None:
+    """A planted fault of a watch is caught by its judge, with evidence that names it."""
+    world = fresh()
+    fault(world)
+    judge, phrase = FAULTS[fault]
+    found = verdict_of(world, judge, tmp_path)
+    assert not found.passed
+    assert any(phrase in each for each in found.evidence), found.evidence
