@@ -134,6 +134,14 @@ def checks(records: Records, parameters: Parameters) -> list[Verdict]:
     return [_returned(watches), _refused(records, watches)]
 
 
+def _blows_of(incidents: Frame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """When each blow began and ended; generator processes tell of the same one separately."""
+    order = np.argsort(incidents["at"])
+    at, until = incidents["at"][order], incidents["until"][order]
+    first = np.flatnonzero(np.diff(at, prepend=-TOLD_US) >= TOLD_US)
+    return at[first], np.maximum.reduceat(until, first) if len(first) else until
+
+
 class _Watches:
     """The watches of a run, with the time at which each was made or refused by the store."""
 
@@ -145,9 +153,7 @@ class _Watches:
         self.canceled = self._first(records, MessageKind.CANCELED, "received")
         self.compacted = self._first(records, MessageKind.CANCELED, "compact_revision")
         self.told = self._first(records, MessageKind.EVENTS, "received")
-        incidents = records.frame(INCIDENTS)
-        self.blows = np.sort(incidents["at"])
-        self.back = incidents["until"][np.argsort(incidents["at"])]
+        self.blows, self.back = _blows_of(records.frame(INCIDENTS))
         self.ends = np.append(self.blows[1:], finished)[: len(self.blows)]
 
     def _first(self, records: Records, kind: MessageKind, column: str) -> NDArray[np.int64]:

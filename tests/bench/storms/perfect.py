@@ -191,7 +191,8 @@ class _Store:
         self.watch(now + 3 * CALL_US, prefix, apiserver, name, slow, self.revision + 1)
 
     def drop(self, now: int, stale: int) -> None:
-        self.played.add("incidents", at=now, until=now, trouble=Trouble.DROP)
+        for late in (0, 500):  # two processes of the generator
+            self.played.add("incidents", at=now + late, until=now + late, trouble=Trouble.DROP)
         self.watching.clear()
         for row in self.played.rows["watches"]:
             if row["closed"] == -1:
