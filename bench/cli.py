@@ -1,9 +1,190 @@
-"""The command `kvstore-bench`."""
+"""The command `kvstore-bench`: what a user says becomes a wish, and what went wrong one line.
+
+Exit codes: 0, all verdicts hold; 1, one does not, or a gate is not met; 2, nothing was done: wrong
+words, a target that cannot be had; 3, the session is incomplete.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
 
 import click
+import uvloop
+from rich.console import Console
+
+from bench.clock import MICROSECONDS
+from bench.run.crew import CrewError
+from bench.run.session import Runner, Wish
+from bench.run.show import Show
+from bench.storms import STORMS, Storm, find, parse_parameters
+from bench.targets import (
+    Binaries,
+    Target,
+    TargetError,
+    names_differ,
+    parse_start,
+    parse_target,
+)
+
+EXIT_FAILED: Final = 1
+EXIT_REFUSED: Final = 2
+EXIT_INCOMPLETE: Final = 3
+PRESET_SECONDS: Final = {"xs": 30.0, "s": 300.0, "m": 300.0, "l": 300.0}
+"""How long a load takes if nobody says."""
 
 
-@click.command()
+def _refuse(complaint: object) -> "click.exceptions.Exit":
+    """One line on stderr, and the exit code for a wish that cannot be granted."""
+    click.echo(f"kvstore-bench: {complaint}", err=True)
+    return click.exceptions.Exit(EXIT_REFUSED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="kvstore", prog_name="kvstore-bench")
 def main() -> None:
-    """Measure a server that speaks the etcd v3 API."""
+    """Storm-test servers that speak the etcd v3 API: correctness first, then speed."""
+
+
+@main.command()
+@click.argument("storm", required=False)
+def storms(storm: str | None) -> None:
+    """Tell which storms there are, or what one of them does and its parameters."""
+    if storm is None:
+        for name, module in STORMS.items():
+            click.echo(f"{name:18} {module.SUMMARY}")
+        return
+    try:
+        found = find(storm)
+    except ValueError as error:
+        raise _refuse(error) from error
+    click.echo(f"{found.NAME}: {found.SUMMARY}\n")
+    presets = found.PRESETS
+    names = [field.name for field in fields(presets["xs"])]
+    width = max(map(len, names), default=0)
+    click.echo(f"{'parameter':{width}}" + "".join(f"{preset:>12}" for preset in presets))
+    for name in names:
+        row = "".join(f"{getattr(parameters, name):>12}" for parameters in presets.values())
+        click.echo(f"{name:{width}}{row}")
+
+
+def _targets(starts: Sequence[str], attached: Sequence[str], binaries: Binaries) -> list[Target]:
+    """What is to be measured, in the order of the command line; raises ``TargetError``."""
+    targets = [parse_start(text, binaries) for text in starts]
+    targets += [parse_target(text) for text in attached]
+    if not targets:
+        raise TargetError("nothing to measure: --start ours, --start etcd or --target NAME=URL")
+    names_differ(targets)
+    return targets
+
+
+def _changes(assignments: Sequence[str]) -> dict[str, str]:
+    """``name=value`` pairs; raises ``ValueError``."""
+    changes = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment}: NAME=VALUE")
+        changes[name] = text
+    return changes
+
+
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that name servers."""
+    for option in (
+        click.option("--kine-bin", metavar="FILE", help="kine, if not in PATH."),
+        click.option("--etcd-bin", metavar="FILE", help="etcd, if not in PATH."),
+        click.option(
+            "--target", "attached", multiple=True, metavar="NAME=URL", help="A server that runs."
+        ),
+        click.option(
+            "--start",
+            "starts",
+            multiple=True,
+            metavar="ours|etcd|kine|NAME=COMMAND",
+            help="A server to start on fresh data; a command has {port} and {dir} in it.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("storm")
+@target_options
+@click.option("--preset", default="xs", show_default=True, help="Size: xs, s, m, l.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter.")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Length of the load.")
+@click.option("--reps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--prefix", default="", help="Put before every key, to share a server.")
+@click.option("--processes", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+@click.option("--kill9", "kills", type=click.IntRange(min=0), default=0, help="Crashes per run.")
+@click.option("--background/--no-background", default=True, help="idle-background underneath.")
+def run(
+    storm: str,
+    starts: Sequence[str],
+    attached: Sequence[str],
+    etcd_bin: str | None,
+    kine_bin: str | None,
+    preset: str,
+    assignments: Sequence[str],
+    seconds: float | None,
+    reps: int,
+    seed: int,
+    out: Path,
+    prefix: str,
+    processes: int,
+    timeout: float,
+    kills: int,
+    *,
+    background: bool,
+) -> None:
+    """Run STORM against one or more servers, in turns, and judge and report what happened."""
+    try:
+        chosen: Storm[Any] = find(storm)
+        parameters = parse_parameters(chosen, preset, _changes(assignments))
+        targets = _targets(starts, attached, Binaries(etcd_bin, kine_bin))
+    except (ValueError, TargetError) as error:
+        raise _refuse(error) from error
+    if out.exists() and any(out.iterdir()):
+        raise _refuse(f"--out {out}: not empty, and what was measured is never overwritten")
+    wish = Wish(
+        storm=chosen,
+        preset=preset,
+        parameters=parameters,
+        targets=targets,
+        repetitions=reps,
+        seed=seed,
+        duration_us=int((seconds or PRESET_SECONDS[preset]) * MICROSECONDS),
+        out=out,
+        prefix=prefix,
+        processes=processes,
+        timeout_us=int(timeout * MICROSECONDS),
+        background=background,
+        kills=kills,
+    )
+    raise click.exceptions.Exit(_run(wish))
+
+
+def _run(wish: Wish) -> int:
+    """Run a session with its progress on the terminal; gives the exit code."""
+    console = Console(stderr=True)
+    with Show(console, wish) as show:
+        runner = Runner(wish, show.progress, show.judged)
+        try:
+            session = uvloop.run(runner.run())
+        except (TargetError, CrewError) as error:
+            raise _refuse(error) from error
+        except ExceptionGroup as group:
+            raise _refuse(group.exceptions[0]) from group
+    if session["state"] != "COMPLETE":
+        return EXIT_INCOMPLETE
+    return EXIT_FAILED if show.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

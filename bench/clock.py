@@ -4,6 +4,7 @@ CLOCK_MONOTONIC is the same for all processes of a machine, so records of severa
 processes and of the command that started them can be compared as they are.
 """
 
+import asyncio
 import time
 
 MICROSECONDS = 1_000_000
@@ -18,3 +19,8 @@ def now_us() -> int:
 def wall_seconds() -> float:
     """Seconds since the Unix epoch; for reports and names, never for decisions."""
     return time.time()
+
+
+async def wait_until(time_us: int) -> None:
+    """Return when ``now_us`` has come to that time."""
+    await asyncio.sleep(max(0, time_us - now_us()) / MICROSECONDS)

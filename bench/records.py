@@ -63,6 +63,8 @@ class Table:
     name: str
     integers: tuple[str, ...]
     binaries: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()
+    """Which of the integers are times."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -96,6 +98,7 @@ OPS = Table(
         "refusal",  # code with which the plan says it must be refused; 0: none
     ),
     ("role", "key", "message"),  # message: text of an error
+    ("due", "sent", "done"),
 )
 ITEMS = Table(  # objects that LIST, GET and READ_AT showed
     "items", ("op", "mod", "create", "version", "lease", "digest"), ("key",)
@@ -118,11 +121,13 @@ WATCHES = Table(
         "code",  # gRPC status of the stream's end; -1: open until the end of the run
     ),
     ("name", "key", "range_end", "message"),
+    ("opened", "closed"),
 )
 MESSAGES = Table(
     "messages",
     ("watch", "message", "received", "kind", "revision", "compact_revision", "events", "fragment"),
     ("reason",),
+    ("received",),
 )
 EVENTS = Table(
     "events",
@@ -156,8 +161,11 @@ SAMPLES = Table(  # of the server's processes and of the generator's, four times
         "disk",  # bytes of its data directory
         "generator_cpu",  # microseconds, all generator processes
     ),
+    times=("at",),
 )
-INCIDENTS = Table("incidents", ("at", "until", "trouble"))  # plan.Disturbance as they happened
+INCIDENTS = Table(  # plan.Disturbance as they happened
+    "incidents", ("at", "until", "trouble"), times=("at", "until")
+)
 TABLES = (OPS, ITEMS, WATCHES, MESSAGES, EVENTS, FINAL, PRELOADED, SAMPLES, INCIDENTS)
 
 
@@ -191,16 +199,23 @@ class Recorder:
         for binaries, column in zip(self._binaries, columns[len(self._integers) :], strict=True):
             binaries.extend(column)
 
-    def write(self, folder: Path, part: int) -> None:
-        """All rows as ``<table>.<part>.parquet``."""
+    def write(self, folder: Path, part: int, zero_us: int = 0) -> None:
+        """All rows as ``<table>.<part>.parquet``, times counted from ``zero_us``."""
         self._pack()
         arrays: list[pa.Array] = [
-            pa.array(np.frombuffer(values, dtype=np.int64)) if values else pa.array([], pa.int64())
-            for values in self._integers
+            self._since(name, values, zero_us)
+            for name, values in zip(self.table.integers, self._integers, strict=True)
         ]
         arrays += [pa.array(values, pa.binary()).dictionary_encode() for values in self._binaries]
         table = pa.table(arrays, names=list(self.table.columns))
         pq.write_table(table, folder / f"{self.table.name}.{part}.parquet", compression="zstd")
+
+    def _since(self, name: str, values: "array[int]", zero_us: int) -> pa.Array:
+        """One column of integers."""
+        if not values:
+            return pa.array([], pa.int64())
+        column = np.frombuffer(values, dtype=np.int64)
+        return pa.array(column - zero_us if name in self.table.times else column)
 
 
 class Frame:

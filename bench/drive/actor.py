@@ -1,0 +1,394 @@
+"""One actor: takes its steps in order, each when it is due, and records every call.
+
+    waiting --due--> (lease) --> (read what was never seen) --> called --answered--> next step
+                                        ^                          |
+                                        +---- conflict: again -----+   at most ATTEMPTS_MAX
+
+A conflict is answered by what the Txn's else-branch read, and tried again with that. After an
+outcome that is unknown the step is over (what was sent may be done) and the next one waits for
+``BACKOFF_US``, as a controller's queue makes it wait.
+"""
+
+from bench.client import requests
+from bench.clock import now_us
+from bench.drive.apiserver import Apiserver, Known
+from bench.drive.listing import Listing, Origin
+from bench.plan import BOUND, Actor, Edit, Step, Verb
+from bench.records import Outcome
+from bench.values import append, digest, increment, is_owned, value
+from kvstore.pb import rpc_pb2 as pb
+
+ATTEMPTS_MAX = 5
+BACKOFF_US = 200_000
+_WRITES = frozenset((Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT))
+
+
+class Acting:
+    """An actor at work; ``number`` is its index in the plan. ``done`` when no step is left."""
+
+    __slots__ = (
+        "_actor",
+        "_apiserver",
+        "_attempt",
+        "_bound",
+        "_candidate",
+        "_due_us",
+        "_failed",
+        "_index",
+        "_key",
+        "_known",
+        "_lease",
+        "_own",
+        "_seen_revision",
+        "_step",
+        "_value",
+        "_version",
+        "done",
+        "number",
+    )
+
+    def __init__(self, actor: Actor, number: int, apiserver: Apiserver) -> None:
+        self.number = number
+        self.done = not actor.steps
+        self._actor = actor
+        self._apiserver = apiserver
+        self._index = -1
+        self._step = actor.steps[0] if actor.steps else None
+        self._bound: bytes | None = None
+        self._own: dict[bytes, Known] = {}
+        self._version = 0
+        self._seen_revision = 0
+        self._due_us = 0
+        self._failed = False
+        self._attempt = 0
+        self._candidate = 0
+        self._known: Known | None = None
+        self._lease = 0
+        self._key = b""
+        self._value = b""
+
+    # From step to step.
+
+    def begin(self) -> None:
+        """Arrange for the first step; the load has started."""
+        self._next(self._apiserver.site.zero_us)
+
+    def _next(self, answered_us: int) -> None:
+        """Arrange for the step after one that was answered then."""
+        self._index += 1
+        site = self._apiserver.site
+        if self._index >= len(self._actor.steps) or site.stopping:
+            self.done = True
+            return
+        step = self._step = self._actor.steps[self._index]
+        if step.due_us >= 0:
+            due_us = site.zero_us + step.due_us
+        else:
+            due_us = answered_us + step.think_us
+            if self._failed:
+                due_us = max(due_us, answered_us + BACKOFF_US)
+        self._due_us = due_us
+        self._failed = False
+        if due_us > answered_us and due_us > now_us():
+            site.ticker.at(due_us, self._take)
+        else:
+            self._take()
+
+    def _take(self) -> None:
+        """A step is due."""
+        step = self._step
+        assert step is not None
+        if self._apiserver.site.stopping:
+            self.done = True
+            return
+        self._attempt = 0
+        self._candidate = 0
+        self._lease = 0
+        self._key = step.key
+        if BOUND in step.key:
+            if self._bound is None:
+                self._next(now_us())
+                return
+            self._key = step.key.replace(BOUND, self._bound)
+        if step.lease_ttl:
+            self._apiserver.lease(step.lease_ttl, self._leased)
+        else:
+            self._act(step)
+
+    def _leased(self, lease: int) -> None:
+        step = self._step
+        assert step is not None
+        self._lease = lease
+        if lease:
+            self._act(step)
+        else:
+            self._failed = True
+            self._next(now_us())
+
+    def _act(self, step: Step) -> None:
+        """Send what the step asks for."""
+        verb = step.verb
+        if verb in (Verb.UPDATE, Verb.DELETE):
+            self._change(step)
+        elif verb == Verb.CREATE:
+            self._value = self._replacement(step)
+            message = requests.create(self._full(), self._value, self._lease)
+            self._send(requests.TXN, message, expected=0, mark=digest(self._value))
+        elif verb == Verb.ADOPT:
+            self._adopt(step)
+        elif verb == Verb.LIST:
+            self._list(step)
+        elif verb == Verb.COMPACT:
+            self._compact()
+        else:
+            self._read(step)
+
+    def _full(self) -> bytes:
+        return self._apiserver.site.prefix + self._key
+
+    # What is known, and what is written.
+
+    def _look(self, key: bytes) -> Known | None:
+        """What this actor knows of an object: the newer of its own answers and the cache."""
+        own, known = self._own.get(key), self._apiserver.known(key)
+        if own is None or (known is not None and known.revision > own.revision):
+            return known
+        return own
+
+    def _replacement(self, step: Step) -> bytes:
+        return value(
+            run=self._apiserver.site.run,
+            actor=self.number,
+            seq=self._index,
+            shape=step.shape,
+            size=step.size,
+            owner=step.owner,
+        )
+
+    def _edited(self, step: Step, known: Known) -> bytes:
+        assert known.value is not None
+        if step.edit == Edit.INCREMENT:
+            run = self._apiserver.site.run
+            return increment(known.value, run=run, actor=self.number, seq=self._index)
+        if step.edit == Edit.APPEND:
+            return append(known.value, f"{self.number}.{self._index}", step.size)
+        return self._replacement(step)
+
+    def _change(self, step: Step) -> None:
+        """UPDATE or DELETE of an object as it is known; of one never seen, after reading it."""
+        known = self._known = self._look(self._key)
+        if known is None or known.value is None:
+            self._send(requests.RANGE, requests.read(self._full(), limit=1), verb=Verb.GET)
+            return
+        self._change_known(step, known)
+
+    def _change_known(self, step: Step, known: Known) -> None:
+        revision = known.revision
+        if step.verb == Verb.DELETE:
+            message = requests.delete(self._full(), revision)
+            self._send(requests.TXN, message, expected=revision, mark=-1)
+            return
+        written = self._value = self._edited(step, known)
+        message = requests.update(self._full(), written, revision, self._lease)
+        self._send(requests.TXN, message, expected=revision, mark=digest(written))
+
+    def _adopt(self, step: Step) -> None:
+        """The next candidate that is seen without an owner; none left: the step is over."""
+        while self._candidate < len(step.candidates):
+            self._key = step.candidates[self._candidate]
+            known = self._look(self._key)
+            if known is not None and known.value is not None and not is_owned(known.value):
+                self._change_known(step, known)
+                return
+            self._candidate += 1
+        self._next(now_us())
+
+    def _read(self, step: Step) -> None:
+        """GET, COUNT, READ_AT, STATUS."""
+        key, at = self._full(), 0
+        if step.verb == Verb.STATUS:
+            self._send(requests.STATUS, b"")
+            return
+        if step.verb == Verb.COUNT:
+            message = requests.read(key, requests.prefix_end(key), count=True)
+        elif step.verb == Verb.READ_AT:
+            at = self._apiserver.revision_at(now_us() - step.think_us)
+            message = requests.read(key, revision=at)
+        else:
+            message = requests.read(key, limit=1)
+        self._send(requests.RANGE, message, at=at)
+
+    def _compact(self) -> None:
+        """Try to be the apiserver that compacts in this interval."""
+        written = self._value = b"%d" % self._seen_revision
+        message = requests.compact_cas(self._full(), written, self._version)
+        self._send(requests.TXN, message, mark=digest(written))
+
+    def _compacting(self, revision: int) -> bool:
+        """The Txn was won, at ``revision``: compact to what was seen one interval earlier."""
+        before, self._seen_revision = self._seen_revision, revision
+        self._version += 1
+        if before:
+            self._send(requests.COMPACT, requests.compact(before), at=before)
+        return before > 0
+
+    def _list(self, step: Step) -> None:
+        def listed(revision: int) -> None:
+            self._failed = revision < 0
+            self._next(now_us())
+
+        origin = Origin(self.number, self._index, step.role.encode())
+        apiserver = self._apiserver
+        line = apiserver.line(self._key)
+        shown = apiserver.changed
+        listing = Listing(apiserver.site, line, self._key, origin, listed, shown)
+        listing.begin(self._due_us, limit=step.limit)
+
+    # Calls.
+
+    def _send(
+        self,
+        path: bytes,
+        message: bytes,
+        *,
+        verb: Verb | None = None,
+        expected: int = -1,
+        mark: int = -1,
+        at: int = 0,
+    ) -> None:
+        """One call; its answer is recorded and goes to ``_answered``."""
+        step = self._step
+        assert step is not None
+        apiserver = self._apiserver
+        site = apiserver.site
+        line = apiserver.line(self._key)
+        operation, connection = next(site.operations), line.number
+        kind = step.verb if verb is None else verb
+        due_us, key, lease, attempt = self._due_us, self._key, self._lease, self._attempt
+        sent_us = now_us()
+
+        def answered(code: int, raw: bytes, text: str) -> None:
+            done_us = line.received_us() if code == 0 else now_us()
+            outcome = Outcome.OK
+            revision, found, count, seen = -1, -1, -1, mark
+            again = False
+            if code:
+                outcome = site.outcome(code)
+            elif path is requests.TXN:
+                answer = pb.TxnResponse.FromString(raw)
+                revision = answer.header.revision
+                if not answer.succeeded:
+                    outcome = Outcome.CONFLICT
+                    found = self._lost(answer)
+                    again = True
+            elif path is requests.RANGE:
+                shown = pb.RangeResponse.FromString(raw)
+                revision, count = shown.header.revision, shown.count
+                found, seen = self._shown(operation, key, shown, kind, at)
+            elif path is requests.COMPACT:
+                revision = pb.CompactionResponse.FromString(raw).header.revision
+            else:
+                revision = pb.StatusResponse.FromString(raw).header.revision
+            site.recorders["ops"].add(
+                operation,
+                connection,
+                self.number,
+                self._index,
+                attempt,
+                kind,
+                due_us,
+                sent_us,
+                done_us,
+                outcome,
+                code,
+                expected,
+                revision,
+                found,
+                seen,
+                lease,
+                0,
+                count,
+                at,
+                step.refusal,
+                step.role.encode(),
+                key,
+                text.encode(),
+            )
+            if revision > site.head_revision:
+                site.head_revision = revision
+                apiserver.saw(done_us, revision)
+            self._due_us = done_us
+            if outcome == Outcome.OK:
+                self._succeeded(step, kind, path, key, revision, done_us)
+            elif again:
+                self._conflicted(step, key, revision, done_us)
+            else:
+                self._failed = True
+                self._next(done_us)
+
+        line.call(path, message, answered)
+
+    def _lost(self, answer: pb.TxnResponse) -> int:
+        """The revision of what the else-branch read, which is remembered; 0: nothing is there."""
+        for part in answer.responses:
+            for kv in part.response_range.kvs:
+                self._own[self._key] = Known(kv.mod_revision, kv.value)
+                self._version = kv.version
+                return kv.mod_revision
+        if answer.responses:
+            self._own[self._key] = Known(answer.header.revision, None)
+            return 0
+        return -1
+
+    def _shown(
+        self, operation: int, key: bytes, answer: pb.RangeResponse, kind: Verb, at: int
+    ) -> tuple[int, int]:
+        """Revision and digest of the object that GET or READ_AT read; remembered if it is new."""
+        if kind not in (Verb.GET, Verb.READ_AT):
+            return -1, -1
+        for kv in answer.kvs:
+            mark = digest(kv.value)
+            self._apiserver.site.recorders["items"].add(
+                operation, kv.mod_revision, kv.create_revision, kv.version, kv.lease, mark, key
+            )
+            if not at:
+                self._own[key] = Known(kv.mod_revision, kv.value)
+            return kv.mod_revision, mark
+        if not at:
+            self._own[key] = Known(answer.header.revision, None)
+        return 0, -1
+
+    def _succeeded(
+        self, step: Step, kind: Verb, path: bytes, key: bytes, revision: int, done_us: int
+    ) -> None:
+        """An answer that is OK: the step is over, unless it was only the reading before it."""
+        if kind == Verb.GET and step.verb in (Verb.UPDATE, Verb.DELETE):
+            known = self._own[key]
+            if known.value is not None:
+                self._change_known(step, known)
+                return
+        elif kind in _WRITES:
+            written = None if kind == Verb.DELETE else self._value
+            self._own[key] = Known(revision, written)
+            if kind == Verb.ADOPT:
+                self._bound = key.rpartition(b"/")[2]
+        elif kind == Verb.COMPACT and path is requests.TXN and self._compacting(revision):
+            return
+        self._next(done_us)
+
+    def _conflicted(self, step: Step, key: bytes, revision: int, done_us: int) -> None:
+        """Somebody was faster."""
+        self._attempt += 1
+        if step.verb == Verb.COMPACT:
+            self._seen_revision = revision
+            self._next(done_us)
+            return
+        if step.verb == Verb.ADOPT:
+            self._adopt(step)
+            return
+        known = self._own.get(key)
+        retry = self._attempt < ATTEMPTS_MAX and step.verb in (Verb.UPDATE, Verb.DELETE)
+        if retry and known is not None and known.value is not None:
+            self._change_known(step, known)
+        else:
+            self._next(done_us)

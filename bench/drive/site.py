@@ -1,0 +1,129 @@
+"""What all of one generator process shares: where the server is, the records, the numbers."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from bench import records
+from bench.client.connection import WINDOW_BYTES, Answered, Connection
+from bench.drive.ticker import Ticker
+
+UNKNOWN_CODES = frozenset((1, 2, 4, 13, 14))
+"""Cancelled, Unknown, DeadlineExceeded, Internal, Unavailable: done or not."""
+RECONNECT_US = 100_000
+_PART_BITS = 40
+"""Numbers of one process begin at its part shifted by this, so that they are unique in the run."""
+
+
+@dataclass(slots=True)
+class Site:
+    """One generator process; ``zero_us`` is set when the load starts."""
+
+    loop: asyncio.AbstractEventLoop
+    host: str
+    port: int
+    part: int
+    run: str
+    prefix: bytes
+    timeout_us: int
+    ticker: Ticker
+    recorders: dict[str, records.Recorder]
+    zero_us: int = 0
+    connections_failed: int = 0
+    stopping: bool = False
+    """No step is begun and nothing reconnects any more."""
+    head_revision: int = 0
+    """The highest revision seen in a header."""
+    operations: Iterator[int] = field(init=False)
+    numbers: Iterator[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Numbers that no other process gives."""
+        self.operations = count(self.part << _PART_BITS)
+        self.numbers = count(self.part << _PART_BITS)
+
+    def outcome(self, code: int) -> records.Outcome:
+        """What an error code says of the call's effect."""
+        if code == 0:
+            return records.Outcome.OK
+        unknown = code in UNKNOWN_CODES
+        return records.Outcome.UNKNOWN if unknown else records.Outcome.REFUSED
+
+
+class Line:
+    """A connection that comes back: lost, it is made again until the site stops.
+
+    Calls made while it is down fail at once as Unavailable, as those of a client without a
+    connection do.
+    """
+
+    def __init__(self, site: Site, *, window_bytes: int = WINDOW_BYTES) -> None:
+        self.site = site
+        self.number = -1
+        self.on_up: Callable[[], None] | None = None
+        """Called each time that the connection is usable."""
+        self._window_bytes = window_bytes
+        self._connection: Connection | None = None
+        self._making: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._over = False
+
+    @property
+    def connection(self) -> Connection | None:
+        """The usable one, if there is."""
+        found = self._connection
+        return found if found is not None and found.usable else None
+
+    def up(self, group: asyncio.TaskGroup) -> None:
+        """Connect, now and after each loss."""
+        self._group = group
+        self._connect()
+
+    def _connect(self) -> None:
+        if self._group is not None and not self.site.stopping and not self._over:
+            self._making = self._group.create_task(self._make())
+
+    async def _make(self) -> None:
+        site = self.site
+        self.number = next(site.numbers)
+        connection = Connection(
+            f"{site.host}:{site.port}", self._usable, self._lost, window_bytes=self._window_bytes
+        )
+        self._connection = connection
+        try:
+            await site.loop.create_connection(lambda: connection, site.host, site.port)
+        except OSError:
+            site.connections_failed += 1
+            self._lost()
+
+    def _usable(self) -> None:
+        if self.on_up is not None:
+            self.on_up()
+
+    def _lost(self) -> None:
+        self._connection = None
+        if not self.site.stopping and not self._over:
+            self.site.loop.call_later(RECONNECT_US / 1e6, self._connect)
+
+    def call(self, path: bytes, message: bytes, answered: Answered) -> None:
+        """A unary call; ``answered`` may be called from inside if there is no connection."""
+        connection = self.connection
+        if connection is None:
+            answered(14, b"", "no connection")
+        else:
+            connection.call(path, message, answered, self.site.timeout_us)
+
+    def received_us(self) -> int:
+        """When the input came that is being handled."""
+        return self._connection.received_us if self._connection is not None else 0
+
+    def give_up(self) -> None:
+        """End the connection for good."""
+        self._over = True
+        self.close()
+
+    def close(self, *, reset: bool = False) -> None:
+        """End the connection; it comes back unless the site is stopping."""
+        if self._connection is not None:
+            self._connection.close(reset=reset)

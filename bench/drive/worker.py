@@ -1,0 +1,300 @@
+"""One generator process: ``python -m bench.drive.worker FOLDER PART``.
+
+It is told what to do by lines of JSON on its standard input and answers in kind:
+
+    -> {"do": "prepare"}            connect; write the objects that exist beforehand
+    <- {"said": "prepared"}
+    -> {"do": "watch"}              fill the caches, begin all watches
+    <- {"said": "ready"}
+    -> {"do": "load", "zero_us": n} begin the plan at that time
+    <- {"said": "progress", ...}    twice a second
+    <- {"said": "loaded"}           no step is left
+    -> {"do": "drain", "revision": n}  see that every watch has come so far
+    <- {"said": "drained"}
+    -> {"do": "finish"}             write the records; the process ends
+    <- {"said": "finished", ...}
+
+``stop`` instead of any of these ends the load early; what there is, is recorded.
+The collector of cyclic garbage is off: its pauses would be charged to the server.
+"""
+
+import asyncio
+import gc
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, TypedDict
+
+import uvloop
+
+from bench import plan, records
+from bench.client.connection import SMALL_WINDOW_BYTES, WINDOW_BYTES
+from bench.clock import now_us
+from bench.drive.actor import Acting
+from bench.drive.apiserver import Apiserver
+from bench.drive.preload import Preload
+from bench.drive.site import Line, Site
+from bench.drive.ticker import Ticker
+from bench.drive.watching import Watching
+
+SWEEP_US = 50_000
+SAY_US = 500_000
+PROGRESS_US = 200_000
+READY_TIMEOUT = 60.0
+DRAIN_TIMEOUT = 15.0
+"""Seconds to wait for lag to drain; whether it did in time is the judge's business."""
+GRACE = 15.0
+"""Seconds after the plan's end in which what has begun may finish, beside a call's timeout."""
+
+
+class Assignment(TypedDict):
+    """``assignment.json`` in the folder: what all processes of a run need."""
+
+    plan: str
+    """File with the pickled plan."""
+    host: str
+    port: int
+    run: str
+    prefix: str
+    seed: int
+    parts: int
+    timeout_us: int
+
+
+class Worker:
+    """See the module's text."""
+
+    def __init__(self, folder: Path, part: int, say: Callable[..., None]) -> None:
+        assignment: Assignment = json.loads((folder / "assignment.json").read_text())
+        with Path(assignment["plan"]).open("rb") as file:
+            self.plan: plan.Plan = pickle.load(file)  # noqa: S301 - written by our own command
+        self._folder, self._part, self._say = folder, part, say
+        loop = asyncio.get_running_loop()
+        self.site = Site(
+            loop=loop,
+            host=assignment["host"],
+            port=assignment["port"],
+            part=part,
+            run=assignment["run"],
+            prefix=assignment["prefix"].encode(),
+            timeout_us=assignment["timeout_us"],
+            ticker=Ticker(loop),
+            recorders={table.name: records.Recorder(table) for table in records.TABLES},
+        )
+        parts = assignment["parts"]
+        self._parts = parts
+        self._draw = Random(assignment["seed"] * 1000 + part)
+        self._apiservers = {
+            n: Apiserver(self.site, n, self.plan)
+            for n in range(self.plan.apiservers)
+            if n % parts == part
+        }
+        self._acting = [
+            Acting(actor, n, self._apiservers[actor.apiserver])
+            for n, actor in enumerate(self.plan.actors)
+            if actor.apiserver in self._apiservers
+        ]
+        self._watchers = [
+            self._watcher(watcher)
+            for n, watcher in enumerate(self.plan.watchers)
+            if n % parts == part
+        ]
+
+    def _watcher(self, watcher: plan.Watcher) -> Watching:
+        slow = watcher.events_per_second > 0
+        line = Line(self.site, window_bytes=SMALL_WINDOW_BYTES if slow else WINDOW_BYTES)
+        return Watching(self.site, line, watcher, -1, lambda *_: None)
+
+    @property
+    def _watchings(self) -> list[Watching]:
+        mine = [w for apiserver in self._apiservers.values() for w in apiserver.watchings]
+        return mine + self._watchers
+
+    @property
+    def _lines(self) -> list[Line]:
+        lines = [line for apiserver in self._apiservers.values() for line in apiserver.lines()]
+        return lines + [watching.line for watching in self._watchers]
+
+    async def prepare(self, group: asyncio.TaskGroup) -> None:
+        """Write this process's share of the objects that exist beforehand."""
+        objects = self.plan.preload[self._part :: self._parts]
+        if objects:
+            await Preload(self.site, objects).run(group)
+
+    async def watch(self, group: asyncio.TaskGroup) -> None:
+        """Fill the caches and begin all watches."""
+        for apiserver in self._apiservers.values():
+            apiserver.up(group)
+        for watching in self._watchers:
+            watching.line.up(group)
+        await self._until(self._is_ready, READY_TIMEOUT)
+        if not self._is_ready():
+            raise TimeoutError("the watches were not established in time")
+        self._sweep()
+
+    def _is_ready(self) -> bool:
+        return all(a.ready for a in self._apiservers.values()) and all(
+            watching.synced for watching in self._watchers
+        )
+
+    async def load(self, zero_us: int) -> None:
+        """Run the plan to its end."""
+        site = self.site
+        site.zero_us = zero_us
+        for acting in self._acting:
+            acting.begin()
+        for trouble in self.plan.disturbances:
+            if trouble.trouble == plan.Trouble.DROP:
+                site.ticker.at(zero_us + trouble.at_us, self._dropper(trouble))
+        if self.plan.progress_requests_us:
+            self._ask_progress()
+        self._report()
+        end_us = zero_us + self.plan.duration_us
+        await self._until(lambda: now_us() >= end_us or site.stopping, 1e9)
+        await self._until(self._is_done, GRACE + site.timeout_us / 1e6)
+
+    def _is_done(self) -> bool:
+        return self.site.stopping or all(acting.done for acting in self._acting)
+
+    def _dropper(self, trouble: plan.Disturbance) -> Callable[[], None]:
+        def drop() -> None:
+            begun_us = now_us()
+            for apiserver in self._apiservers.values():
+                apiserver.drop(trouble, self._draw)
+            for watching in self._watchers:
+                watching.line.close(reset=self._draw.random() < 0.5)
+            add = self.site.recorders["incidents"].add
+            add(begun_us, now_us(), trouble.trouble)
+
+        return drop
+
+    def _ask_progress(self) -> None:
+        for watching in self._watchings:
+            if watching.watcher.progress:
+                watching.ask_progress()
+        if not self.site.stopping:
+            due_us = now_us() + self.plan.progress_requests_us
+            self.site.ticker.at(due_us, self._ask_progress)
+
+    def _report(self) -> None:
+        done = sum(acting.done for acting in self._acting)
+        self._say(
+            said="progress",
+            operations=len(self.site.recorders["ops"]),
+            events=len(self.site.recorders["events"]),
+            actors=done,
+        )
+        if not self.site.stopping:
+            self.site.ticker.at(now_us() + SAY_US, self._report)
+
+    def _sweep(self) -> None:
+        """End calls whose time is up."""
+        now = now_us()
+        for line in self._lines:
+            connection = line.connection
+            if connection is not None:
+                connection.expire(now)
+        if not self.site.stopping:
+            self.site.ticker.at(now + SWEEP_US, self._sweep)
+
+    async def drain(self, revision: int) -> None:
+        """Wait until every watch that is read at full speed has come to ``revision``."""
+        waiting = [w for w in self._watchings if not w.watcher.events_per_second]
+
+        def drained() -> bool:
+            return self.site.stopping or all(w.seen >= revision for w in waiting)
+
+        def ask() -> None:
+            for watching in waiting:
+                if watching.seen < revision:
+                    watching.ask_progress()
+            if not drained():
+                self.site.ticker.at(now_us() + PROGRESS_US, ask)
+
+        ask()
+        await self._until(drained, DRAIN_TIMEOUT)
+
+    def finish(self) -> None:
+        """Close everything and write the records."""
+        site = self.site
+        site.stopping = True
+        for watching in self._watchings:
+            watching.finish()
+        for line in self._lines:
+            line.close()
+        site.ticker.stop()
+        for recorder in site.recorders.values():
+            recorder.write(self._folder, self._part, site.zero_us)
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait for a condition; return when it holds or the time is up."""
+        over = asyncio.Event()
+        end_us = now_us() + int(seconds * 1e6)
+
+        def look() -> None:
+            if holds() or now_us() >= end_us:
+                over.set()
+            else:
+                self.site.ticker.at(now_us() + 10_000, look)
+
+        look()
+        await over.wait()
+
+
+async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., None]) -> None:
+    """Do as told until ``finish``."""
+    orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=100)
+
+    async def listen() -> None:
+        while line := await read.readline():
+            order = json.loads(line)
+            if order["do"] == "stop":
+                worker.site.stopping = True
+            await orders.put(order)
+        worker.site.stopping = True
+        await orders.put({"do": "finish"})
+
+    async with asyncio.TaskGroup() as group:
+        listening = group.create_task(listen())
+        while True:
+            order = await orders.get()
+            match order["do"]:
+                case "prepare":
+                    await worker.prepare(group)
+                    say(said="prepared")
+                case "watch":
+                    await worker.watch(group)
+                    say(said="ready")
+                case "load":
+                    await worker.load(order["zero_us"])
+                    say(said="loaded", at_us=now_us(), revision=worker.site.head_revision)
+                case "drain":
+                    await worker.drain(order["revision"])
+                    say(said="drained")
+                case "finish":
+                    break
+        worker.finish()
+        listening.cancel()
+
+
+async def _main(folder: Path, part: int) -> None:
+    loop = asyncio.get_running_loop()
+    read = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(read), sys.stdin)
+
+    def say(**facts: object) -> None:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+
+    worker = Worker(folder, part, say)
+    gc.collect()
+    gc.disable()
+    await _serve(worker, read, say)
+    say(said="finished", connections_failed=worker.site.connections_failed)
+
+
+if __name__ == "__main__":
+    uvloop.run(_main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,1 @@
+"""Running storms: sessions of repetitions, each one server, one load, one set of records."""

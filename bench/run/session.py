@@ -1,0 +1,228 @@
+"""A session: one plan, several targets, in turns: A B, B A, A B, ... each time on fresh data.
+
+Turns cancel drift of the machine; who goes first changes, because the first finds other caches.
+"""
+
+import asyncio
+import pickle
+import random
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.capsule import capsule
+from bench.client.asking import AskError, reach
+from bench.clock import MICROSECONDS, wall_seconds
+from bench.judges import judge
+from bench.plan import Disturbance, Plan, Trouble
+from bench.records import Facts, Records
+from bench.report.session import Session, run_folder, write_session, write_verdicts
+from bench.run.ceiling import measure as measure_ceiling
+from bench.run.repetition import Order, Progress, Repetition, clean
+from bench.storms import Storm
+from bench.storms import idle_background as background
+from bench.targets import Running, Target, TargetError
+from bench.verdicts import Verdict
+
+WARM_UP_PARTS = 10
+"""A run's first tenth, at most ``WARM_UP_US_MAX``, stays out of latencies."""
+WARM_UP_US_MAX = 30 * MICROSECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the user asked for."""
+
+    storm: Storm[Any]
+    preset: str
+    parameters: Any
+    """Of the storm's ``Parameters``."""
+    targets: Sequence[Target]
+    repetitions: int
+    seed: int
+    duration_us: int
+    out: Path
+    prefix: str = ""
+    processes: int = 1
+    timeout_us: int = 10 * MICROSECONDS
+    background: bool = True
+    kills: int = 0
+    ceiling: bool = True
+    command_line: Sequence[str] = field(default_factory=lambda: sys.argv)
+
+
+def make_plan(wish: Wish) -> Plan:
+    """The plan of a session; the same for the same wish, whatever the targets are."""
+    draw = random.Random(f"{wish.seed} {wish.storm.NAME} {wish.preset}")
+    plan = wish.storm.schedule(wish.parameters, wish.duration_us, draw)
+    if wish.background and wish.storm.NAME != background.NAME:
+        under = background.schedule(background.PRESETS[wish.preset], wish.duration_us, draw)
+        plan = plan.beside(under)
+    kills = tuple(
+        Disturbance(wish.duration_us * (n + 1) // (wish.kills + 1), Trouble.KILL)
+        for n in range(wish.kills)
+    )
+    warm_up_us = plan.warm_up_us or min(wish.duration_us // WARM_UP_PARTS, WARM_UP_US_MAX)
+    return replace(plan, disturbances=plan.disturbances + kills, warm_up_us=warm_up_us)
+
+
+def refuse_impossible(wish: Wish, plan: Plan) -> None:
+    """Raises ``TargetError`` for what a plan asks of servers that are not ours to do it to."""
+    harm = [d for d in plan.disturbances if d.trouble != Trouble.DROP]
+    for target in wish.targets:
+        if harm and not target.started:
+            raise TargetError(
+                f"{wish.storm.NAME} kills or pauses its server: {target.name} was not started here"
+            )
+    compacts = any(step.verb.name == "COMPACT" for actor in plan.actors for step in actor.steps)
+    attached = [target.name for target in wish.targets if not target.started]
+    if compacts and wish.prefix and attached:
+        raise TargetError(f"the plan compacts, which no --prefix of {attached[0]} confines")
+
+
+class Runner:
+    """Runs a session; ``show`` is told how far it is, ``told`` of each run that was judged."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        show: Callable[[str, int, Progress], None],
+        told: Callable[[str, int, Sequence[Verdict]], None],
+    ) -> None:
+        self._wish = wish
+        self._show = show
+        self._told = told
+        self._stop = asyncio.Event()
+        self._draw = random.Random(wish.seed)
+
+    async def run(self) -> Session:
+        """Raises ``TargetError``, ``CrewError`` before or while a target is measured."""
+        wish = self._wish
+        plan = make_plan(wish)
+        refuse_impossible(wish, plan)
+        for target in wish.targets:
+            if not target.started:
+                await self._check_attached(target)
+        wish.out.mkdir(parents=True, exist_ok=True)
+        plan_file = wish.out / "plan.pickle"
+        plan_file.write_bytes(pickle.dumps(plan))
+        session = await self._session(plan)
+        write_session(wish.out, session)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        try:
+            await self._repeat(plan, plan_file)
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            plan_file.unlink()
+        if not self._stop.is_set():
+            session["state"] = "COMPLETE"
+        session["after"] = capsule(wish.out, self._commands())
+        write_session(wish.out, session)
+        return session
+
+    async def _repeat(self, plan: Plan, plan_file: Path) -> None:
+        targets = list(self._wish.targets)
+        for repetition in range(self._wish.repetitions):
+            for target in targets if repetition % 2 == 0 else reversed(targets):
+                if self._stop.is_set():
+                    return
+                await self._once(plan, plan_file, target, repetition)
+
+    async def _once(self, plan: Plan, plan_file: Path, target: Target, repetition: int) -> None:
+        wish = self._wish
+        folder = run_folder(wish.out, target.name, repetition)
+        folder.mkdir(parents=True)
+
+        def show(progress: Progress) -> None:
+            self._show(target.name, repetition, progress)
+
+        order = Order(
+            folder=folder,
+            plan=plan,
+            plan_file=plan_file,
+            facts=self._facts(plan, target, repetition),
+            seed=wish.seed,
+            stop=self._stop,
+            show=show,
+        )
+        if target.started:
+            with Running(target, self._draw) as server:
+                await Repetition(order, server.host, server.port, server).run()
+        else:
+            await Repetition(order, target.host, target.port, None).run()
+            await clean(target.host, target.port, wish.prefix.encode())
+        show(Progress("judging", duration_us=plan.duration_us, elapsed_us=plan.duration_us))
+        records = Records(folder)
+        verdicts = [*judge(records), *wish.storm.checks(records, wish.parameters)]
+        write_verdicts(folder, verdicts)
+        self._told(target.name, repetition, verdicts)
+
+    async def _check_attached(self, target: Target) -> None:
+        """Raises ``TargetError``: unreachable, not etcd, or not empty."""
+        prefix = self._wish.prefix
+        try:
+            asking = await reach(target.host, target.port, 0)
+            keys, _ = await asking.count(prefix.encode())
+            asking.close()
+        except AskError as error:
+            where = f"{target.host}:{target.port}"
+            raise TargetError(f"{target.name} at {where} {error.text}") from error
+        if keys:
+            below = f" below {prefix}" if prefix else "; --prefix keeps a run apart"
+            raise TargetError(f"{target.name} is not empty: {keys} keys{below}")
+
+    def _commands(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    async def _session(self, plan: Plan) -> Session:
+        wish = self._wish
+        return Session(
+            command_line=list(wish.command_line),
+            storm=wish.storm.NAME,
+            preset=wish.preset,
+            parameters=asdict(wish.parameters),
+            seed=wish.seed,
+            duration_us=wish.duration_us,
+            fingerprint=plan.fingerprint(),
+            targets=[target.name for target in wish.targets],
+            repetitions=wish.repetitions,
+            started=datetime.fromtimestamp(wall_seconds(), UTC).isoformat(timespec="seconds"),
+            state="INCOMPLETE",
+            before=capsule(wish.out, self._commands()),
+            after=None,
+            ceiling_per_second=(await measure_ceiling()).per_second if wish.ceiling else 0.0,
+        )
+
+    def _facts(self, plan: Plan, target: Target, repetition: int) -> Facts:
+        wish = self._wish
+        return Facts(
+            run=f"{wish.storm.NAME}-{wish.seed}-{repetition}",
+            storm=wish.storm.NAME,
+            preset=wish.preset,
+            parameters=asdict(wish.parameters),
+            seed=wish.seed,
+            duration_us=plan.duration_us,
+            warm_up_us=plan.warm_up_us,
+            fingerprint=plan.fingerprint(),
+            apiservers=plan.apiservers,
+            resources=[prefix.decode() for prefix in plan.resources],
+            target=target.name,
+            command=target.command,
+            version="",
+            durability=target.durability,
+            repetition=repetition,
+            prefix=wish.prefix,
+            zero_us=0,
+            load_end_us=0,
+            finished_us=0,
+            state="INCOMPLETE",
+            processes=min(wish.processes, plan.apiservers),
+            client="lean",
+            timeout_us=wish.timeout_us,
+            connections_failed=0,
+        )

@@ -1,0 +1,59 @@
+"""What a session shows on a terminal while it runs."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bench.run import repetition
+from bench.run.session import Wish
+from bench.verdicts import Verdict
+
+
+class Show:
+    """A bar for each repetition, and a line for each verdict that is not a pass. A context."""
+
+    def __init__(self, console: Console, wish: Wish) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._repetitions = wish.repetitions
+        self._bar: dict[tuple[str, int], TaskID] = {}
+        self.failed = False
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def progress(self, target: str, number: int, done: repetition.Progress) -> None:
+        """How far a repetition is."""
+        key = (target, number)
+        if key not in self._bar:
+            name = f"{target} {number + 1}/{self._repetitions}"
+            self._bar[key] = self._bars.add_task(name, total=done.duration_us, text="")
+        text = f"{done.stage:9} {done.operations:>9,} operations {done.events:>9,} events"
+        elapsed_us = min(max(done.elapsed_us, 0), done.duration_us)
+        self._bars.update(self._bar[key], completed=elapsed_us, text=text)
+
+    def judged(self, target: str, number: int, verdicts: Sequence[Verdict]) -> None:
+        """What the judges say of a repetition."""
+        wrong = [verdict for verdict in verdicts if not verdict.passed]
+        self.failed = self.failed or bool(wrong)
+        passed = sum(verdict.checked > 0 for verdict in verdicts) - len(wrong)
+        self._bars.console.print(f"{target} {number + 1}: {passed} judges pass, {len(wrong)} fail")
+        for verdict in wrong:
+            self._bars.console.print(str(verdict), *verdict.evidence, sep="\n  ", markup=False)
