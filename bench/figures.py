@@ -175,9 +175,9 @@ def _histogram(times_us: Integers) -> HdrHistogram:
 
 
 def _known(filled: HdrHistogram) -> dict[str, int]:
-    """Percentiles that a count of this size can have: one value at least is beyond each."""
+    """The median, and percentiles that a count of this size has: a value or more is beyond."""
     total = filled.get_total_count()
-    asked = [p for p in PERCENTILES.values() if total * (100 - p) >= 100 - 1e-6]
+    asked = [p for p in PERCENTILES.values() if p <= 50 or total * (100 - p) >= 100 - 1e-6]
     found = filled.get_percentile_to_value_dict(asked) if total else {}
     return {name: int(found[p]) for name, p in PERCENTILES.items() if p in found}
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.capsule import Capsule
@@ -176,11 +176,11 @@ Change = Callable[[Run], None]
 def session(
     folder: Path,
     *,
-    means_us: dict[str, float],
+    means_us: Mapping[str, float],
     repetitions: int = 5,
     seconds: int = 10,
-    verdicts: dict[str, Sequence[Verdict]] | None = None,
-    changes: dict[str, Change] | None = None,
+    verdicts: Mapping[str, Sequence[Verdict]] | None = None,
+    changes: Mapping[str, Change] | None = None,
     after: Capsule = CAPSULE,
 ) -> Session:
     """A complete session; ``changes`` are made to each run of a target before it is written."""

@@ -1,0 +1,76 @@
+"""The environment of a session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.capsule import (
+    DRIFT_PERCENT_MAX,
+    ROUND_TRIPS,
+    SYNCS,
+    Capsule,
+    capsule,
+    differences,
+    drift,
+    fsyncs_us,
+    round_trips_us,
+)
+from tests.bench.report.made import CAPSULE
+
+
+def changed(**fields: object) -> Capsule:
+    """The same machine but for something."""
+    return Capsule(**{**CAPSULE, **fields})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.slow
+def test_this_machine_is_described(tmp_path: Path) -> None:
+    """Every field is known, and a command that is missing or fails has no version."""
+    commands = {"sh": ["sh", "-c", "echo sh 7; echo more"], "bad": ["sh", "-c", "exit 3"]}
+    found = capsule(tmp_path, {**commands, "none": ["no-such-program"]})
+    assert "sh 7" == found["versions"]["sh"]
+    assert {"sh", "kvstore"} == found["versions"].keys()
+    assert len(os.sched_getaffinity(0)) == found["cores"]
+    assert all(found[name] for name in ("cpu", "kernel", "file_system", "python"))
+    assert 0 < found["fsync_p50_us"] <= found["fsync_p99_us"]
+    assert 0 < found["loopback_p50_us"]
+
+
+@pytest.mark.slow
+def test_every_probe_is_timed(tmp_path: Path) -> None:
+    """As many times as probes, and no file is left."""
+    assert SYNCS == len(fsyncs_us(tmp_path))
+    assert ROUND_TRIPS == len(round_trips_us())
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_drift_is_either_way() -> None:
+    """Per cent of what it was before, for a disk that got slower and a loopback that got faster."""
+    after = changed(fsync_p50_us=CAPSULE["fsync_p50_us"] * 1.3, loopback_p50_us=7.0)
+    found = drift(CAPSULE, after)
+    assert {"fsync": 30.0, "loopback": 50.0} == pytest.approx(found)
+    assert all(percent > DRIFT_PERCENT_MAX for percent in found.values())
+    assert {"fsync": 0.0, "loopback": 0.0} == drift(CAPSULE, CAPSULE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cpu", "Another"),
+        ("cores", 4),
+        ("memory_bytes", 1 << 30),
+        ("kernel", "Linux 7"),
+        ("file_system", "xfs"),
+        ("python", "CPython 3.12"),
+    ],
+)
+def test_another_machine_differs(field: str, value: object) -> None:
+    """Each of the fields that timings depend on is compared."""
+    (line,) = differences(CAPSULE, changed(**{field: value}))
+    assert line.startswith(f"{field}: ")
+
+
+def test_versions_and_timings_make_no_other_machine() -> None:
+    """What is compared between sessions may be the version; timings are never equal."""
+    assert [] == differences(CAPSULE, changed(versions={}, commit="", fsync_p50_us=1.0))

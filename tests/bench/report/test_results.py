@@ -1,0 +1,209 @@
+"""What may be said of a target, and what is hidden."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.records import Outcome
+from bench.report.results import MixedRunsError, Results, Target, build, has_speed, stored, write
+from bench.report.session import VERDICTS, run_folder
+from bench.verdicts import VIOLATIONS_KEPT, Verdict
+from tests.bench.report.made import CAPSULE, GOOD, SECOND, Run, session
+
+pytestmark = pytest.mark.slow
+MEANS = {"ours": 2000.0, "etcd": 4000.0}
+LOST = Verdict("Reliable", 400, 2, ("revision 17 of /registry/pods/a is missing", "and 19"))
+
+
+def late(run: Run) -> None:
+    """Make the generator late."""
+    for n in range(50):
+        run.op(n * 1000, lag=20_000, latency=30_000, actor=9000 + n)
+
+
+def target(results: Results, name: str) -> Target:
+    """One of a session."""
+    return next(one for one in results["targets"] if one["name"] == name)
+
+
+def test_sound_sessions_pass_and_are_compared(tmp_path: Path) -> None:
+    """Both pass, and half the latency is a ratio of about a half, better for certain."""
+    session(tmp_path, means_us=MEANS)
+    results = build(tmp_path)
+    assert ["PASS", "PASS"] == [one["state"] for one in results["targets"]]
+    rows = {row["metric"]: row for row in results["comparisons"]}
+    p50 = rows["latency_p50_us"]
+    assert ("ours", "etcd", "better") == (p50["target"], p50["against"], p50["finding"])
+    assert 0.5 == pytest.approx(p50["ratio"], rel=0.2)
+    assert "no difference" == rows["rate_per_second"]["finding"]
+    assert "send_lag_p99_us" not in rows
+
+
+def test_a_violation_hides_the_speed(tmp_path: Path) -> None:
+    """One violation in one of five runs: evidence is kept, no figure and no ratio is."""
+    session(tmp_path, means_us=MEANS, seconds=2)
+    bad = run_folder(tmp_path, "ours", 3) / VERDICTS
+    bad.write_text(json.dumps([vars_of(LOST), *map(vars_of, GOOD)]))
+    results = build(tmp_path)
+    ours = target(results, "ours")
+    assert "FAIL" == ours["state"]
+    assert ["run 3: Reliable: 2 of 400"] == ours["reasons"]
+    (judge,) = (one for one in ours["judges"] if one["violations"])
+    assert ["run 3: " + line for line in LOST.evidence] == judge["evidence"]
+    assert is_silent(ours)
+    assert [] == results["comparisons"]
+    assert ["ours / etcd: ours is FAIL"] == results["not_compared"]
+    assert has_speed(target(results, "etcd"))
+
+
+def vars_of(verdict: Verdict) -> dict[str, object]:
+    """As it is stored."""
+    return {name: getattr(verdict, name) for name in ("judge", "checked", "violations", "evidence")}
+
+
+def is_silent(one: Target) -> bool:
+    """Is there no figure of it anywhere?"""
+    figures = (one["medians"], one["curve"], one["course"], *(run["values"] for run in one["runs"]))
+    return not any(figures)
+
+
+def test_evidence_is_limited(tmp_path: Path) -> None:
+    """Of many violations the first few are kept, and all are counted."""
+    lines = tuple(f"violation {n}" for n in range(VIOLATIONS_KEPT))
+    many = replace(LOST, violations=100, evidence=lines)
+    session(tmp_path, means_us=MEANS, seconds=1, verdicts={"ours": [many]})
+    (judge,) = target(build(tmp_path), "ours")["judges"]
+    assert 500 == judge["violations"]
+    assert VIOLATIONS_KEPT == len(judge["evidence"])
+
+
+def test_a_late_generator_is_invalid_and_hides_the_speed(tmp_path: Path) -> None:
+    """The reason names the run and the lag."""
+    session(tmp_path, means_us=MEANS, seconds=2, changes={"etcd": late})
+    etcd = target(build(tmp_path), "etcd")
+    assert "INVALID" == etcd["state"]
+    assert "run 0: send lag p99 20.0 ms, 5 ms is allowed" == etcd["reasons"][0]
+    assert is_silent(etcd)
+
+
+def test_a_violation_outweighs_an_invalid_run(tmp_path: Path) -> None:
+    """A late generator is no excuse for a lost event."""
+    wrong = {"ours": [LOST]}
+    session(tmp_path, means_us=MEANS, seconds=2, verdicts=wrong, changes={"ours": late})
+    assert "FAIL" == target(build(tmp_path), "ours")["state"]
+
+
+def test_a_drifting_machine_makes_every_target_invalid(tmp_path: Path) -> None:
+    """A disk that became a third slower says so of all."""
+    after = CAPSULE.copy()
+    after["fsync_p50_us"] *= 1.34
+    session(tmp_path, means_us=MEANS, seconds=1, after=after)
+    results = build(tmp_path)
+    for one in results["targets"]:
+        assert "INVALID" == one["state"]
+        assert ["fsync changed by 34 % meanwhile, 25 % is allowed"] == one["reasons"]
+        assert is_silent(one)
+
+
+@pytest.mark.parametrize("verdicts", [None, [], [Verdict("Ordered", 0)]])
+def test_a_run_that_nobody_judged_has_no_speed(
+    tmp_path: Path, verdicts: list[Verdict] | None
+) -> None:
+    """No verdicts, none at all, or judges that looked at nothing: NOT JUDGED, not PASS."""
+    session(tmp_path, means_us=MEANS, seconds=1, verdicts={"ours": verdicts or []})
+    if verdicts is None:
+        (run_folder(tmp_path, "ours", 2) / VERDICTS).unlink()
+    ours = target(build(tmp_path), "ours")
+    assert "NOT JUDGED" == ours["state"]
+    assert is_silent(ours)
+
+
+def test_one_judge_without_work_is_no_failure(tmp_path: Path) -> None:
+    """It is kept as having looked at nothing, beside those that did."""
+    session(tmp_path, means_us=MEANS, seconds=1)
+    ours = target(build(tmp_path), "ours")
+    assert "PASS" == ours["state"]
+    assert {"Ordered": 2000, "Resumable": 0, "swarm-burst: one owner": 250} == {
+        one["judge"]: one["checked"] for one in ours["judges"]
+    }
+
+
+def test_an_interrupted_run_enters_no_median(tmp_path: Path) -> None:
+    """Its figures are kept beside its state; four complete runs are too few for a verdict."""
+
+    def interrupt(run: Run) -> None:
+        if run.facts["repetition"] == 4:
+            run.facts["state"] = "INCOMPLETE"
+            for n in range(500):
+                run.op(n, latency=4 * SECOND, actor=5000 + n)
+
+    session(tmp_path, means_us=MEANS, seconds=3, changes={"ours": interrupt})
+    results = build(tmp_path)
+    ours = target(results, "ours")
+    assert ("INCOMPLETE", ["4 complete runs of 5"]) == (ours["state"], ours["reasons"])
+    assert 3_900_000 < ours["runs"][4]["values"]["latency_p99_us"]
+    assert 100_000 > ours["medians"]["latency_p99_us"]
+    assert 100_000 > ours["curve"][-1][1]
+    assert {"too few"} == {row["finding"] for row in results["comparisons"]}
+    assert {None} == {row["low"] for row in results["comparisons"]}
+
+
+def test_other_durability_is_not_compared(tmp_path: Path) -> None:
+    """Each has figures, and there is no ratio."""
+
+    def lazy(run: Run) -> None:
+        run.facts["durability"] = "none"
+
+    session(tmp_path, means_us=MEANS, seconds=1, changes={"etcd": lazy})
+    results = build(tmp_path)
+    assert [] == results["comparisons"]
+    assert "durability differs" in results["not_compared"][0]
+
+
+def test_runs_of_another_plan_are_refused(tmp_path: Path) -> None:
+    """One run with another fingerprint spoils the session."""
+
+    def other(run: Run) -> None:
+        run.facts["fingerprint"] = "0" * 64
+
+    session(tmp_path, means_us=MEANS, seconds=1, repetitions=1, changes={"etcd": other})
+    with pytest.raises(MixedRunsError, match="another plan"):
+        build(tmp_path)
+
+
+def test_a_storms_measures_stand_beside_the_figures(tmp_path: Path) -> None:
+    """They have medians and ratios of their own."""
+    session(tmp_path, means_us=MEANS, seconds=1)
+    results = build(
+        tmp_path, lambda records: {"all_ready_us": 2.0 if records.facts["target"] == "ours" else 8}
+    )
+    assert 2 == target(results, "ours")["medians"]["all_ready_us"]
+    (row,) = (row for row in results["comparisons"] if row["metric"] == "all_ready_us")
+    assert (0.25, "better") == (row["ratio"], row["finding"])
+
+
+def test_results_are_small_and_outlive_raw_records(tmp_path: Path) -> None:
+    """What is kept is what was built; it is read where the raw records are gone."""
+    raw, kept = tmp_path / "raw", tmp_path / "kept"
+    raw.mkdir()
+    kept.mkdir()
+    session(raw, means_us=MEANS)
+    results = build(raw)
+    write(kept, results)
+    assert results == stored(kept) == stored(raw)
+    assert 100_000 > (kept / "results.json").stat().st_size
+
+
+def test_errors_are_told_per_run(tmp_path: Path) -> None:
+    """The error budget of each run is kept, of a failed target too: it is no speed."""
+
+    def broken(run: Run) -> None:
+        run.op(0, actor=7777, outcome=Outcome.UNKNOWN, code=14)
+
+    session(
+        tmp_path, means_us=MEANS, seconds=1, verdicts={"ours": [LOST]}, changes={"ours": broken}
+    )
+    ours = target(build(tmp_path), "ours")
+    assert [{"UNKNOWN 14": 1}] * 5 == [run["errors"] for run in ours["runs"]]
