@@ -16,6 +16,7 @@ from bench.storms import (
     noisy_shard,
     selector_read,
     swarm_burst,
+    tool_fanout,
 )
 from bench.verdicts import Verdict
 
@@ -42,6 +43,7 @@ class Storm(Protocol[P]):
 _MODULES: tuple[Storm[Any], ...] = (
     idle_background,
     swarm_burst,
+    tool_fanout,
     event_ttl,
     apiserver_restart,
     noisy_shard,
