@@ -105,7 +105,7 @@ class Acting:
         self._candidate = 0
         self._lease = 0
         self._key = step.key
-        if BOUND in step.key:
+        if BOUND in step.key and step.verb != Verb.ADOPT:
             if self._bound is None:
                 self._next(now_us())
                 return
