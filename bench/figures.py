@@ -22,7 +22,7 @@ What is counted, and what for:
 A run whose generator was late, or short of CPU, says nothing about the server: it is INVALID.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -107,6 +107,8 @@ class _Operations:
     """Operations after the warm-up, with what is known of each."""
 
     rows: Frame
+    roles: Sequence[bytes]
+    """By the codes in ``rows``."""
     failed: Mask
     conflict: Mask
     refusal: Mask
@@ -200,7 +202,9 @@ def _end_us(records: Records) -> int:
 
 def _operations(records: Records) -> _Operations:
     facts, rows = records.facts, records.frame(OPS)
-    rows = rows.where((rows["due"] >= facts["warm_up_us"]) & (rows["due"] <= _end_us(records)))
+    counted = (rows["due"] >= facts["warm_up_us"]) & (rows["due"] <= _end_us(records))
+    names = ("verb", "due", "sent", "done", "outcome", "code", "refusal", "role")
+    roles, rows = rows.text("role"), _columns(rows, counted, *names)
     outcome, done = rows["outcome"], rows["done"]
     unanswered = done < 0
     conflict = (outcome == Outcome.CONFLICT) & ~unanswered
@@ -212,6 +216,7 @@ def _operations(records: Records) -> _Operations:
     service = np.where(unanswered, 0, done - rows["sent"])
     return _Operations(
         rows=rows,
+        roles=roles,
         failed=failed,
         conflict=conflict,
         refusal=refusal,
@@ -241,11 +246,9 @@ def _classes(operations: _Operations) -> dict[str, Class]:
     masks = {ALL: operations.plain}
     for verb in Verb:
         masks[f"verb {verb.name}"] = operations.plain & (rows["verb"] == verb)
-    roles = rows.text("role")
     for code in np.unique(rows["role"]).tolist():
-        if roles[code]:
-            mask = operations.plain & (rows["role"] == code)
-            masks[f"role {roles[code].decode()}"] = mask
+        if role := operations.roles[code].decode():
+            masks[f"role {role}"] = operations.plain & (rows["role"] == code)
     masks |= {"conflict": operations.conflict, "refusal": operations.refusal}
     return {name: _class(operations, mask) for name, mask in masks.items() if mask.any()}
 
