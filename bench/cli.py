@@ -5,7 +5,7 @@ words, a target that cannot be had; 3, the session is incomplete.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,14 @@ import uvloop
 from rich.console import Console
 
 from bench.clock import MICROSECONDS
+from bench.records import Records
+from bench.report import PAGE
+from bench.report import picture as draw
+from bench.report import report as make_report
+from bench.report.compare import UnequalSessionsError
+from bench.report.compare import compare as compare_sessions
+from bench.report.results import MixedRunsError, Results
+from bench.report.terminal import comparison_table, summary
 from bench.run.crew import CrewError
 from bench.run.session import Runner, Wish
 from bench.run.show import Show
@@ -171,7 +179,7 @@ def run(
 
 
 def _run(wish: Wish) -> int:
-    """Run a session with its progress on the terminal; gives the exit code."""
+    """Run a session with its progress on the terminal, and report; gives the exit code."""
     console = Console(stderr=True)
     with Show(console, wish) as show:
         runner = Runner(wish, show.progress, show.judged)
@@ -181,9 +189,71 @@ def _run(wish: Wish) -> int:
             raise _refuse(error) from error
         except ExceptionGroup as group:
             raise _refuse(group.exceptions[0]) from group
+    _print(make_report(wish.out, measures))
+    click.echo(f"\n{wish.out / PAGE}")
     if session["state"] != "COMPLETE":
+        click.echo("INCOMPLETE: this is what there is", err=True)
         return EXIT_INCOMPLETE
     return EXIT_FAILED if show.failed else 0
+
+
+def measures(records: Records) -> Mapping[str, float]:
+    """The figures of its own that a run's storm has; a replay has none."""
+    storm = STORMS.get(records.facts["storm"])
+    if storm is None:
+        return {}
+    kind = type(storm.PRESETS["xs"])
+    return storm.measures(records, kind(**records.facts["parameters"]))
+
+
+def _print(results: Results) -> None:
+    console = Console()
+    for part in summary(results):
+        console.print(part)
+
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+def report(folder: Path) -> None:
+    """Make the report of a stored session again, from its raw records."""
+    try:
+        _print(make_report(folder, measures))
+    except (FileNotFoundError, MixedRunsError) as error:
+        raise _refuse(f"{folder}: {error}") from error
+    click.echo(f"\n{folder / PAGE}")
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def picture(folder: Path, file: Path) -> None:
+    """Draw the main charts of a stored session as a PNG."""
+    draw(folder, file, measures)
+
+
+@main.command()
+@click.argument("first", type=_FOLDER)
+@click.argument("second", type=_FOLDER)
+@click.option("--force", is_flag=True, help="Even if machines or plans differ.")
+def compare(first: Path, second: Path, *, force: bool) -> None:
+    """Compare two stored sessions of one plan, made on one machine."""
+    try:
+        sessions = compare_sessions(first, second, force=force, measures=measures)
+    except UnequalSessionsError as error:
+        for difference in error.args:
+            click.echo(f"kvstore-bench: {difference}", err=True)
+        raise _refuse(
+            "these sessions are not comparable; --force compares them all the same"
+        ) from error
+    except FileNotFoundError as error:
+        raise _refuse(error) from error
+    console = Console()
+    console.print(comparison_table(sessions))
+    for remark in sessions.remarks:
+        console.print(remark, markup=False)
 
 
 if __name__ == "__main__":
