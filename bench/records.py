@@ -228,7 +228,7 @@ class Frame:
 
     def __init__(
         self,
-        columns: Mapping[str, NDArray[np.int64]],
+        columns: dict[str, NDArray[np.int64]],
         dictionaries: Mapping[str, Sequence[bytes]],
     ) -> None:
         self._columns = columns
@@ -249,6 +249,12 @@ class Frame:
     def text(self, column: str) -> Sequence[bytes]:
         """Byte strings by their codes."""
         return self._dictionaries[column]
+
+    def reorder(self, order: NDArray[Any]) -> None:
+        """Bring the rows into another order, in place: two copies of a large table do not fit."""
+        for name, column in self._columns.items():
+            self._columns[name] = column[order]
+        self.rows = len(order)
 
     def where(self, chosen: NDArray[Any]) -> "Frame":
         """The rows that a mask or an array of indices chooses, in its order."""
@@ -322,19 +328,20 @@ class Records:
 
     def _read(self, table: Table) -> Frame:
         files = sorted(self.folder.glob(f"{table.name}.*.parquet"))
-        columns: dict[str, list[NDArray[np.int64]]] = {name: [] for name in table.columns}
-        for file in files:
-            read = pq.read_table(file)
-            for name in table.integers:
-                columns[name].append(read.column(name).to_numpy())
-            for name in table.binaries:
-                for chunk in read.column(name).chunks:
-                    columns[name].append(self._encode(name, chunk))
-        empty = np.empty(0, dtype=np.int64)
+        sources = [pq.ParquetFile(file) for file in files]
         return Frame(
-            {name: np.concatenate(parts) if parts else empty for name, parts in columns.items()},
+            {name: self._column(sources, name) for name in table.columns},
             {name: self._texts.setdefault(name, []) for name in table.binaries},
         )
+
+    def _column(self, sources: Sequence[Any], name: str) -> NDArray[np.int64]:
+        """One column of all files, and no more: a large table does not fit in memory twice."""
+        parts = [np.empty(0, dtype=np.int64)]
+        for source in sources:
+            for chunk in source.read(columns=[name]).column(0).chunks:
+                integers = chunk.type == pa.int64()
+                parts.append(chunk.to_numpy() if integers else self._encode(name, chunk))
+        return np.concatenate(parts)
 
     def _encode(self, column: str, chunk: pa.Array) -> NDArray[np.int64]:
         """Codes that mean the same in every table, of one dictionary-encoded chunk."""

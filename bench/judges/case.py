@@ -54,24 +54,22 @@ class Case:
         self.records = records
         self.facts = records.facts
         self.ops: Frame = records.frame(OPS)
-        self.history = History(records)
-        events, watches = records.frame(EVENTS), records.frame(WATCHES)
-        self.watches = watches
+        self.watches: Frame = records.frame(WATCHES)
         """In the order of their numbers."""
-        numbers = watches["watch"]
-        if (np.diff(numbers) < 0).any():
-            self.watches = watches = watches.where(np.argsort(numbers))
-            numbers = watches["watch"]
-        where = _index(numbers, events["watch"])
-        self.events = events
-        self.watch, self.change = where.astype(np.int32), self.history.change_of_event
-        """Of each event: index of its watch, and what change it shows; in arrival order."""
+        self.watches.reorder(np.argsort(self.watches["watch"]))
+        self.events: Frame = records.frame(EVENTS)
+        """Of each watch together, in the order in which they came."""
+        self.watch: Column = _index(self.watches["watch"], self.events["watch"]).astype(np.int32)
+        """Of each event: index of its watch."""
         if (np.diff(self.watch) < 0).any() or (self.watch < 0).any():
             order = np.argsort(self.watch, kind="stable")
             order = order[self.watch[order] >= 0]
-            self.events = events.where(order)
-            self.watch, self.change = self.watch[order], self.change[order]
-        self.bounds = np.searchsorted(self.watch, np.arange(len(watches) + 1))
+            self.events.reorder(order)
+            self.watch = self.watch[order]
+        self.history = History(records)
+        self.change: Column = self.history.change_of_event
+        """Of each event: what change it shows."""
+        self.bounds = np.searchsorted(self.watch, np.arange(len(self.watches) + 1))
         """Rows of watch ``w`` are ``bounds[w]`` to ``bounds[w + 1]``."""
         self._messages()
         self._spans()
@@ -82,22 +80,21 @@ class Case:
         floor = latest(when, highest, ops["sent"][doubted])
         floor = np.maximum(floor, ops["expected"][doubted])
         history.doubt(history.ranks[ops["key"][doubted]], floor)
-        history.follow(self._coverage(), events["create"], events["version"])
+        history.follow(self._coverage(), self.events["create"], self.events["version"])
 
     def _messages(self) -> None:
-        messages = self.records.frame(MESSAGES)
-        where = _index(self.watches["watch"], messages["watch"])
-        order = np.lexsort((messages["message"], where))
-        order = order[where[order] >= 0]
-        self.messages = messages.where(order)
+        self.messages: Frame = self.records.frame(MESSAGES)
         """Of watches that were recorded, by watch and number."""
-        self.message_watch: Column = where[order]
+        of = _index(self.watches["watch"], self.messages["watch"])
+        order = np.lexsort((self.messages["message"], of))
+        order = order[of[order] >= 0]
+        self.messages.reorder(order)
+        self.message_watch: Column = of[order].astype(np.int32)
         self.message_bounds = np.searchsorted(self.message_watch, np.arange(len(self.watches) + 1))
-        base = 1 << 32
-        keys = self.message_watch * base + self.messages["message"]
-        wanted = self.watch.astype(np.int64) * base + self.events["message"]
-        found = np.searchsorted(keys, wanted)
-        self.event_message: Column = np.minimum(found, max(0, len(keys) - 1)).astype(np.int32)
+        keys = (self.message_watch.astype(np.int64) << 32) | self.messages["message"]
+        wanted = (self.watch.astype(np.int64) << 32) | self.events["message"]
+        found = np.searchsorted(keys, wanted).astype(np.int32)
+        self.event_message: Column = np.minimum(found, max(0, len(keys) - 1))
         """Of each event: row of its message."""
 
     @cached_property
@@ -114,7 +111,7 @@ class Case:
         """
         when = np.concatenate((self.ops["done"], self.messages["received"]))
         what = np.concatenate((self.ops["revision"], self.messages["revision"]))
-        order = np.argsort(when, kind="stable")
+        order = np.argsort(when, kind="stable").astype(np.int32)
         return when[order], np.maximum.accumulate(what[order]), order
 
     @cached_property

@@ -7,6 +7,7 @@ import pytest
 from bench.judges import JUDGES, judge
 from bench.records import TABLES, Recorder, Records
 from tests.bench.judges import test_store_faults, test_watch_faults
+from tests.bench.judges.large import write_run
 from tests.bench.judges.world import World
 
 
@@ -34,3 +35,14 @@ def test_nothing_is_not_a_pass(tmp_path: Path) -> None:
     for table in TABLES:
         Recorder(table).write(tmp_path, 0)
     assert {(v.checked, v.violations) for v in judge(Records(tmp_path))} == {(0, 0)}
+
+
+@pytest.mark.slow
+def test_long_run_is_judged(tmp_path: Path) -> None:
+    """Records made in columns, of many events, are judged like those of a small run."""
+    write_run(tmp_path, 20_000)
+    verdicts = judge(Records(tmp_path))
+    assert [] == [verdict.evidence for verdict in verdicts if not verdict.passed]
+    assert {"Reliable", "PrevKV", "CAS chains", "Final state", "Snapshot", "Lag drains"} <= {
+        verdict.judge for verdict in verdicts if verdict.checked > 1000
+    }
