@@ -10,9 +10,11 @@ from bench.plan import Plan
 from bench.records import Records
 from bench.storms import (
     apiserver_restart,
+    compact_churn,
     e2e_mix,
     event_ttl,
     heartbeat_flood,
+    hot_status,
     idle_background,
     noisy_shard,
     selector_read,
@@ -46,8 +48,10 @@ _MODULES: tuple[Storm[Any], ...] = (
     swarm_burst,
     tool_fanout,
     heartbeat_flood,
+    hot_status,
     event_ttl,
     apiserver_restart,
+    compact_churn,
     noisy_shard,
     selector_read,
     e2e_mix,
