@@ -48,6 +48,9 @@ RESUME, STALE = 20, 5
 """Per cent of the watches."""
 TOLD_US = MICROSECONDS
 """A watch that was open for so long has been answered."""
+RECONNECTED_US = MICROSECONDS
+"""After a blow, calls may find no connection for so long."""
+UNAVAILABLE = 14
 MEBIBYTE = 1 << 20
 
 
@@ -232,6 +235,7 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
         synced[blow] = max(synced[blow], made.min() if len(made) else watches.ends[blow])
     ops = timing.planned(records)
     writes = timing.warm(records, ops.where(timing.is_verb(ops, timing.WRITES)))
+    writes = writes.where(~_cut(writes, watches))
     during = timing.within(writes["due"], blows, synced)
     took = timing.latencies_us(records, writes)
     found = timing.spread("write_quiet", took[~during]) | timing.spread("write_storm", took[during])
@@ -239,6 +243,16 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
     if len(blows):
         found["synced_max_s"] = float((synced - blows).max()) / MICROSECONDS
     return found | _listing(records) | _memory(records.frame(SAMPLES))
+
+
+def _cut(ops: Frame, watches: _Watches) -> timing.Mask:
+    """Calls that failed because we ended their connection: no measure of the store."""
+    lost = (ops["outcome"] == Outcome.UNKNOWN) & (ops["code"] == UNAVAILABLE)
+    cut = np.zeros(len(ops), np.bool_)
+    for at, back in zip(watches.blows, watches.back, strict=True):
+        cut |= (ops["done"] >= at) & (ops["sent"] < back + RECONNECTED_US)
+    mask: timing.Mask = lost & cut
+    return mask
 
 
 def _listing(records: Records) -> dict[str, float]:
