@@ -6,7 +6,7 @@ neither pays more for our requests than for kube-apiserver's (RFC 7541 sections 
 Only ``grpc-timeout`` differs from call to call; it is a literal at the end of each block.
 """
 
-from kvstore.transport import fields
+from kvstore.transport import fields, grpc
 
 _STATIC_ENTRIES = 61
 _ENTRY_OVERHEAD = 32
@@ -23,7 +23,11 @@ class RequestBlocks:
             (b"user-agent", b"kvstore-bench"),
             (b"te", b"trailers"),
         )
-        self._room = min(table_bytes, 4096)
+        size = min(table_bytes, 4096)
+        self._room = size
+        self._update = _size_update(0) + (_size_update(size) if size else b"")
+        """Before the first block: the table is emptied, and is as large as the server allows; one
+        that has less than the default insists on being told (section 4.2)."""
         self._inserted: dict[fields.Field, int] = {}
         self._ready: dict[bytes, bytes] = {}
 
@@ -36,9 +40,10 @@ class RequestBlocks:
         if ready is not None:
             return ready
         wanted = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), *self._common)
-        before = len(self._inserted)
-        block = b"".join([self._field(field) for field in wanted])
-        if len(self._inserted) != before:
+        before, update = len(self._inserted), self._update
+        block = update + b"".join([self._field(field) for field in wanted])
+        self._update = b""
+        if update or len(self._inserted) != before:
             self._ready.clear()  # every insertion moves the numbers of the others
         else:
             self._ready[path] = block
@@ -60,9 +65,13 @@ class RequestBlocks:
         return b"\x40" + b"".join(text)
 
 
+def _size_update(size: int) -> bytes:
+    return fields.encode_integer(size, 5, 0x20)
+
+
 def timeout_field(timeout_us: int) -> bytes:
-    """``grpc-timeout`` in microseconds, at most eight digits, as a literal without indexing."""
-    value = b"%du" % min(timeout_us, 99_999_999)
+    """``grpc-timeout`` in microseconds, or in what takes eight digits, as a literal."""
+    value = b"%du" % timeout_us if timeout_us < 10**8 else grpc.encode_timeout(timeout_us / 1e6)
     return _TIMEOUT_NAME + bytes((len(value),)) + value
 
 
