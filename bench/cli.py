@@ -15,13 +15,14 @@ import uvloop
 from rich.console import Console
 
 from bench.clock import MICROSECONDS
+from bench.gate import GateError, complaints, read_gate
 from bench.records import Records
 from bench.report import PAGE
 from bench.report import picture as draw
 from bench.report import report as make_report
 from bench.report.compare import UnequalSessionsError
 from bench.report.compare import compare as compare_sessions
-from bench.report.results import MixedRunsError, Results
+from bench.report.results import MixedRunsError, Results, stored
 from bench.report.terminal import comparison_table, summary
 from bench.run.crew import CrewError
 from bench.run.session import Runner, Wish
@@ -75,6 +76,12 @@ def storms(storm: str | None) -> None:
     for name in names:
         row = "".join(f"{getattr(parameters, name):>12}" for parameters in presets.values())
         click.echo(f"{name:{width}}{row}")
+
+
+def _refuse_used(out: Path) -> None:
+    """What was measured is never overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise _refuse(f"--out {out}: not an empty folder, and nothing is overwritten")
 
 
 def _targets(starts: Sequence[str], attached: Sequence[str], binaries: Binaries) -> list[Target]:
@@ -158,8 +165,7 @@ def run(
         targets = _targets(starts, attached, Binaries(etcd_bin, kine_bin))
     except (ValueError, TargetError) as error:
         raise _refuse(error) from error
-    if out.exists() and any(out.iterdir()):
-        raise _refuse(f"--out {out}: not empty, and what was measured is never overwritten")
+    _refuse_used(out)
     wish = Wish(
         storm=chosen,
         preset=preset,
@@ -254,6 +260,40 @@ def compare(first: Path, second: Path, *, force: bool) -> None:
     console.print(comparison_table(sessions))
     for remark in sessions.remarks:
         console.print(remark, markup=False)
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--etcd-bin", metavar="FILE", help="etcd, if not in PATH.")
+@click.option("--kine-bin", metavar="FILE", help="kine, if not in PATH.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+def gate(file: Path, etcd_bin: str | None, kine_bin: str | None, out: Path) -> None:
+    """Run the storms of FILE; exit with 1 if a verdict or a ratio is worse than it says."""
+    try:
+        wanted = read_gate(file)
+        targets = _targets(wanted.targets, (), Binaries(etcd_bin, kine_bin))
+    except (GateError, TargetError, OSError) as error:
+        raise _refuse(error) from error
+    _refuse_used(out)
+    missed: list[str] = []
+    for bar in wanted.bars:
+        wish = Wish(
+            storm=bar.storm,
+            preset=bar.preset,
+            parameters=bar.parameters,
+            targets=targets,
+            repetitions=wanted.repetitions,
+            seed=wanted.seed,
+            duration_us=int(bar.seconds * MICROSECONDS),
+            out=out / bar.storm.NAME,
+        )
+        if _run(wish) == EXIT_INCOMPLETE:
+            raise click.exceptions.Exit(EXIT_INCOMPLETE)
+        missed += complaints(bar, stored(wish.out, measures))
+    for complaint in missed:
+        click.echo(f"MISS {complaint}", err=True)
+    click.echo(f"{len(wanted.bars)} storms, {len(missed)} bars missed")
+    raise click.exceptions.Exit(EXIT_FAILED if missed else 0)
 
 
 if __name__ == "__main__":
