@@ -134,15 +134,14 @@ def _percentiles(axes: Axes, targets: Sequence[tuple[int, Target]], palette: Pal
         nines = [point[0] for point in target["curve"]]
         times = [max(1.0, point[1]) / 1000 for point in target["curve"]]
         color = _color(palette, place)
-        (line,) = axes.step(nines, times, color=color, linewidth=1.8)
-        line.set_label(target["name"])
+        axes.plot(nines, times, color=color, linewidth=1.8, label=target["name"])
     _legend(axes)
-    _frame(axes, palette, "latency from when it was due, by percentile", "ms")
+    _frame(axes, palette, "latency by percentile", "ms")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     most = max((t["curve"][-1][0] for _, t in targets if t["curve"]), default=1.0)
-    ticks = [(0.0, "0"), (0.30103, "50"), (1.0, "90"), (2.0, "99"), (3.0, "99.9")]
+    ticks = [(0.30103, "50"), (1.0, "90"), (2.0, "99"), (3.0, "99.9")]
     ticks += [(4.0, "99.99"), (5.0, "99.999"), (6.0, "99.9999")]
     kept = [tick for tick in ticks if tick[0] <= most + 0.01]
     axes.set_xticks([at for at, _ in kept], [f"{label} %" for _, label in kept])
@@ -171,6 +170,7 @@ def _course(
         axes.fill_between(seconds, low, high, color=color, alpha=BAND_ALPHA, linewidth=0)
         axes.plot(seconds, middle, color=color, linewidth=1.5, label=target["name"])
     _frame(axes, palette, title, unit)
+    axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, longest or 1)
 
@@ -214,9 +214,18 @@ def _frame(axes: Axes, palette: Palette, title: str, unit: str) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Names in the colours of their lines."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", frameon=False, labelcolor="linecolor", fontsize=10)
+    """Names in the colours of their lines, above the axes, where no line passes."""
+    lines = axes.get_legend_handles_labels()[0]
+    if lines:
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=len(lines),
+            frameon=False,
+            labelcolor="linecolor",
+            borderpad=0,
+            fontsize=10,
+        )
 
 
 def _is_known(target: Target, figure: str) -> bool:

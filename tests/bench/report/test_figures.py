@@ -120,10 +120,13 @@ def test_the_warm_up_is_left_out(run: Run) -> None:
     run.facts["warm_up_us"] = 5 * SECOND
     for n in range(100):
         run.op(-SECOND + n, latency=900_000, lag=800_000, actor=n)
-        run.op(n * 1000, latency=900_000, lag=800_000, actor=n + 100)
-        run.op(5 * SECOND + n * 1000, latency=1000, actor=n + 200)
+        early = run.op(n * 1000, latency=900_000, lag=800_000, actor=n + 100)
+        run.event(early, n * 1000 + 3 * SECOND)
+        counted = run.op(5 * SECOND + n * 1000, latency=1000, actor=n + 200)
+        run.event(counted, 5 * SECOND + n * 1000 + 2000)
     made = measured(run)
     assert 1000 == pytest.approx(made.values["latency_p99_us"], rel=RESOLUTION)
+    assert 2000 == pytest.approx(made.values["watch_lag_p99_us"], rel=RESOLUTION)
     assert 100 / 5 == made.values["rate_per_second"]
     assert [] == made.invalid
 
@@ -198,12 +201,15 @@ def test_watch_lag_of_an_event_before_its_answer_is_zero(run: Run) -> None:
 
 def test_history_and_slow_readers_have_no_watch_lag(run: Run) -> None:
     """Watches opened after the write, and those that read slowly on purpose, are left out."""
-    run.watcher(1, opened=5 * SECOND, apiserver=0)
-    run.watcher(2, slow=10)
-    run.watcher(3)
     revision = run.op(0, latency=10)
-    for watch, received in ((0, 40), (1, 6 * SECOND), (2, 9 * SECOND), (3, 70)):
-        run.event(revision, received, watch=watch)
+    run.event(revision, 40)
+    run.watcher(1)
+    run.event(revision, 70, watch=1)
+    for watch in (2, 3):
+        run.watcher(watch, opened=5 * SECOND, apiserver=0)
+        run.watcher(watch + 2, slow=10)
+        run.event(revision, 6 * SECOND, watch=watch)
+        run.event(revision, 9 * SECOND, watch=watch + 2)
     values = measured(run).values
     assert 40 == values["watch_lag_p50_us"]
     assert 70 == values["watcher_lag_p50_us"]
