@@ -41,6 +41,19 @@ def test_sound_sessions_pass_and_are_compared(tmp_path: Path) -> None:
     assert "send_lag_p99_us" not in rows
 
 
+def test_a_higher_rate_is_better(tmp_path: Path) -> None:
+    """Of rates more is better, although of all else less is."""
+
+    def more(run: Run) -> None:
+        for n in range(40):
+            run.op(n * 1000, actor=5000 + n)
+
+    session(tmp_path, means_us={"ours": 2000, "etcd": 2000}, seconds=1, changes={"ours": more})
+    rows = {row["metric"]: row for row in build(tmp_path)["comparisons"]}
+    assert 1.5 < rows["rate_per_second"]["ratio"]
+    assert "better" == rows["rate_per_second"]["finding"]
+
+
 def test_a_violation_hides_the_speed(tmp_path: Path) -> None:
     """One violation in one of five runs: evidence is kept, no figure and no ratio is."""
     session(tmp_path, means_us=MEANS, seconds=2)
