@@ -51,16 +51,16 @@ class Parameters:
     """Numbers that a user may change."""
 
     writers: int = 4
-    rounds_per_second: float = 40.0
-    others_per_second: float = 100.0
+    rounds_per_second: float = 20.0
+    others_per_second: float = 150.0
     apiservers: int = 2
 
 
 PRESETS: Mapping[str, Parameters] = {
     "xs": Parameters(),
     "s": Parameters(writers=16, rounds_per_second=15.0, others_per_second=300.0),
-    "m": Parameters(writers=64, rounds_per_second=15.0, others_per_second=1_000.0, apiservers=3),
-    "l": Parameters(writers=64, rounds_per_second=60.0, others_per_second=5_000.0, apiservers=3),
+    "m": Parameters(writers=64, rounds_per_second=6.0, others_per_second=1_000.0, apiservers=3),
+    "l": Parameters(writers=64, rounds_per_second=20.0, others_per_second=5_000.0, apiservers=3),
 }
 
 

@@ -55,7 +55,7 @@ def test_writers_wake_together() -> None:
 
 @pytest.mark.slow
 def test_rate_and_skew() -> None:
-    """At xs about 500 Txns a second, at five for each round's four; the others follow Zipf."""
+    """At xs about 350 Txns a second, ten for each round's four writes; the others follow Zipf."""
     parameters = hot_status.PRESETS["xs"]
     made = hot_status.schedule(parameters, 30_000_000, random.Random(1))
     assert all(step.verb == Verb.UPDATE for actor in made.actors for step in actor.steps)
