@@ -275,7 +275,7 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
     took = timing.latencies_us(records, writes)
     ends = np.maximum(compactions["done"], compactions["sent"]) + AFTERMATH_US
     during = timing.within(writes["due"], compactions["sent"], ends)
-    history = ops.where(ops["verb"] == Verb.READ_AT)
+    history = ops.where((ops["verb"] == Verb.READ_AT) & (ops["code"] != OUT_OF_RANGE))
     found = (
         timing.spread("compaction", timing.latencies_us(records, compactions))
         | timing.spread("write_compacting", took[during])

@@ -3,8 +3,8 @@
 Calls are applied one at a time in the order in which they are sent, each takes ``CALL_US``, and
 every watch hears at once. What a test then changes in ``rows`` is the one fault of its run.
 
-Left out, because no check of a storm looks at it: values that are read, leases of their own for
-each second of reuse, previous versions in events, disturbances of the server.
+Left out, because no check of a storm looks at it: values that are read, previous versions in events
+beyond their revision, kills and pauses of the server.
 """
 
 import heapq
