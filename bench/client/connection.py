@@ -180,6 +180,11 @@ class Connection(asyncio.Protocol):
         if stream in self._exchanges:
             self._queue(stream, grpc.prefix(len(message)) + message, end=False)
 
+    def half_close(self, stream: int) -> None:
+        """Say that no message follows on a stream that is open."""
+        if stream in self._exchanges:
+            self._queue(stream, b"", end=True)
+
     def cancel(self, stream: int) -> None:
         """Give a stream up; its sink is told that it was cancelled."""
         exchange = self._exchanges.pop(stream, None)

@@ -1,0 +1,1 @@
+"""Record what real clients say to an etcd, and say it again to another server."""
