@@ -7,8 +7,8 @@ What is counted, and what for:
   server's.
 - An operation that failed or was never answered took as long as its timeout, at least, in both, and
   stands in the error budget. None is dropped.
-- A lost comparison (CONFLICT) is an answer, and a refusal that the plan asks for is one too. They
-  are counted apart from what wrote or read, because they cost less.
+- A lost comparison (CONFLICT) is an answer, and so are a refusal that the plan asks for and one of
+  history that was compacted. They are counted apart from what wrote or read: they cost less.
 - Operations due during the warm-up are left out.
 - The *send lag* is how late the generator was: from when an operation could have been sent to when
   it was. It could be sent when it was due and the answers it depends on were there: that of its
@@ -56,6 +56,8 @@ RECOVERY_US = 2 * MICROSECONDS
 SHORT_LOAD_US = 120 * MICROSECONDS
 """Loads shorter than this have windows of one second, others of ten."""
 WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
+COMPACTED = 11
+"""gRPC code of a revision that is compacted: OUT_OF_RANGE."""
 ALL = "all"
 
 Integers = NDArray[np.int64]
@@ -210,6 +212,7 @@ def _operations(records: Records) -> _Operations:
     conflict = (outcome == Outcome.CONFLICT) & ~unanswered
     refused = (outcome == Outcome.REFUSED) & ~unanswered
     refusal = refused & (rows["refusal"] > 0) & (rows["code"] == rows["refusal"])
+    refusal |= refused & (rows["verb"] == Verb.READ_AT) & (rows["code"] == COMPACTED)
     failed = unanswered | (outcome == Outcome.UNKNOWN) | (refused & ~refusal)
     at_least = np.where(failed, facts["timeout_us"], 0)
     latency = np.where(unanswered, 0, done - rows["due"])

@@ -99,6 +99,16 @@ def test_a_refusal_with_another_code_than_planned_is_an_error(run: Run) -> None:
     assert {"REFUSED 8": 1} == measured(run).errors
 
 
+def test_compacted_history_is_refused_without_an_error(run: Run) -> None:
+    """A read at a revision that is gone is answered by saying so; nothing else may be."""
+    run.op(0, verb=Verb.READ_AT, outcome=Outcome.REFUSED, code=11)
+    run.op(1, verb=Verb.READ_AT, outcome=Outcome.REFUSED, code=13)
+    run.op(2, verb=Verb.LIST, outcome=Outcome.REFUSED, code=11)
+    made = measured(run)
+    assert {"REFUSED 11": 1, "REFUSED 13": 1} == made.errors
+    assert 1 == made.values["refusals"]
+
+
 def test_classes_are_by_verb_and_role(run: Run) -> None:
     """Each operation counts in its verb's class and in its role's."""
     for n in range(10):
