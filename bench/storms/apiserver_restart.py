@@ -7,9 +7,10 @@ follow. ``objects`` exist from the start, half Pods and half Sandboxes; claims k
 ``swarm-burst``, in small bursts of ``claims`` a second.
 
 ``drops`` times, at equal distances, every connection ends, half of them by RST. Then 20 % of the
-watches resume after the revision that they saw last, 5 % start at the beginning of history, which
-has been compacted, and the rest list again, in pages at one revision. ``kills`` more times the
-server itself is killed and started again on its data (only one that the benchmark started).
+watches resume after the revision that they saw last, 5 % (15 % at xs, where there are few) start at
+the beginning of history, which has been compacted, and the rest list again, in pages at one
+revision. ``kills`` more times the server itself is killed and started again on its data (only one
+that the benchmark started).
 Writes: those of the claims, 29.4 each; restarts only read, ``objects`` for each apiserver.
 
 Asked of the store beyond the common judges (which know that lists are snapshots, and that list and
@@ -44,8 +45,6 @@ from bench.verdicts import Verdict, verdict
 NAME = "apiserver-restart"
 SUMMARY = "all apiservers reconnect, list and watch at once, three times, under load"
 
-RESUME, STALE = 20, 5
-"""Per cent of the watches."""
 TOLD_US = MICROSECONDS
 """A watch that was open for so long has been answered."""
 RECONNECTED_US = MICROSECONDS
@@ -63,12 +62,16 @@ class Parameters:
     """In a second, all at once."""
     drops: int = 3
     kills: int = 0
+    resume: int = 20
+    """Per cent of the watches that go on where they were."""
+    stale: int = 5
+    """Per cent of them that start at the beginning of history."""
     compaction_s: float = 3.0
     apiservers: int = 2
 
 
 PRESETS: Mapping[str, Parameters] = {
-    "xs": Parameters(),
+    "xs": Parameters(stale=15),
     "s": Parameters(objects=150_000, claims=30, kills=1, compaction_s=10.0),
     "m": Parameters(objects=300_000, claims=100, kills=1, compaction_s=60.0, apiservers=3),
     "l": Parameters(objects=1_000_000, claims=300, kills=2, compaction_s=300.0, apiservers=3),
@@ -125,7 +128,7 @@ def _blows(parameters: Parameters, duration_us: int) -> Iterator[Disturbance]:
     for number in range(blows):
         at_us = duration_us * (number + 1) // (blows + 1)
         kind = Trouble.DROP if number < parameters.drops else Trouble.KILL
-        yield Disturbance(at_us, kind, resume=RESUME, stale=STALE)
+        yield Disturbance(at_us, kind, resume=parameters.resume, stale=parameters.stale)
 
 
 # Checks.
