@@ -12,7 +12,7 @@ watch, per list and per piece of evidence is taken one by one.
 
 from collections.abc import Callable
 
-from bench.judges import contents, leases, reads, watch, writes
+from bench.judges import contents, leases, origins, reads, watch, writes
 from bench.judges.case import Case
 from bench.records import Records
 from bench.verdicts import Verdict
@@ -37,7 +37,7 @@ JUDGES: tuple[Judge, ...] = (
     reads.snapshot,
     leases.ttl_window,
     watch.lag_drains,
-    contents.attributable,
+    origins.attributable,
 )
 """In the order in which verdicts are told."""
 

@@ -225,6 +225,11 @@ class Case:
         name = self.watches.text("name")[self.watches["name"][watch]].decode()
         return f"watch {self.watches['watch'][watch]} ({name})"
 
+    def shown(self, row: int) -> str:
+        """An event as text, for evidence."""
+        change = self.history.tell(int(self.change[row]))
+        return f"{self.name(int(self.watch[row]))} got the {change}"
+
     def call(self, row: int) -> str:
         """A call as text, for evidence."""
         ops = self.ops
