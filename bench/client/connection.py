@@ -4,7 +4,9 @@ As little Python per call as will do: a request is one write of prepared bytes, 
 at a dictionary; no task, no future. The client must not cost what the server under it costs.
 
 We advertise a header table of size 0, so blocks of answers are stateless and are looked up by their
-bytes. Flow control is kept in both directions; what does not fit a window waits in order.
+bytes. Flow control is kept in both directions. A request that its stream's window does not take
+waits alone, and those that the connection's window does not take wait in order, as in grpc-go; so
+do calls above the number of streams that the server allows.
 ``received_us`` is read once per piece of input: the time of everything in it.
 
 A connection is made, used and lost once; whoever wants another makes another.
@@ -15,11 +17,12 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from bench.client.blocks import RequestBlocks, timeout_field
+from bench.client.status import status_of
 from bench.clock import now_us
-from kvstore.transport import fields, frames, grpc
+from kvstore.transport import frames, grpc
 
 Answered = Callable[[int, bytes, str], None]
 """gRPC code, message (empty unless the code is OK) and text of the error."""
@@ -28,8 +31,6 @@ WINDOW_BYTES = 16 << 20
 """Granted to each stream and renewed by half; a stream that reads slowly grants less itself."""
 CONNECTION_WINDOW_BYTES = 1 << 30
 SMALL_WINDOW_BYTES = 65_535
-_BLOCKS_MAX = 4096
-_ANSWER_FIELDS_MAX, _ANSWER_HEADER_BYTES_MAX = 100, 65_536
 _LINGER = struct.pack("ii", 1, 0)
 
 
@@ -46,46 +47,40 @@ class Sink(Protocol):
 class _Exchange:
     """One call or stream that is not over."""
 
-    __slots__ = ("answered", "credit", "deadline_us", "parts", "sink", "unsent")
+    __slots__ = ("answered", "credit", "deadline_us", "have", "over", "parts", "sink", "wanted")
 
     def __init__(self, answered: Answered | None, sink: Sink | None, deadline_us: int) -> None:
         self.answered = answered
         self.sink = sink
         self.deadline_us = deadline_us
+        self.over = False
         self.parts: list[bytes] = []
+        """What has come of a message that is not whole."""
+        self.have = 0
+        """Bytes in ``parts`` of a stream."""
+        self.wanted = 0
+        """Bytes of a stream's message that is not whole; 0: its length is not known."""
         self.credit = 0
-        self.unsent = 0
+        """To be granted; negative: granted in advance."""
 
 
-class Status:
-    """What a header block of an answer says: gRPC code (-1: none yet) and text."""
+class _Unsent:
+    """What windows do not take yet of a stream that this side is still sending."""
 
-    __slots__ = ("code", "text")
+    __slots__ = ("end", "position", "raw")
 
-    def __init__(self, block: bytes) -> None:
-        found, _ = fields.decode(
-            block, count_max=_ANSWER_FIELDS_MAX, bytes_max=_ANSWER_HEADER_BYTES_MAX
-        )
-        said = dict(found)
-        self.code, self.text = -1, ""
-        if b"grpc-status" in said:
-            self.code = int(said[b"grpc-status"])
-            self.text = grpc.decode_message(said.get(b"grpc-message", b""))
-        elif said.get(b":status", b"200") != b"200":
-            self.code = grpc.UNAVAILABLE
-            self.text = f"HTTP status {said[b':status'].decode()}"
+    def __init__(self, raw: bytes, *, end: bool) -> None:
+        self.raw = raw
+        self.position = 0
+        self.end = end
 
 
-_statuses: dict[bytes, Status] = {}
+class _Held(NamedTuple):
+    """A call that waits for another to be over."""
 
-
-def _status(block: bytes) -> Status:
-    found = _statuses.get(block)
-    if found is None:
-        if len(_statuses) >= _BLOCKS_MAX:
-            _statuses.clear()
-        found = _statuses[block] = Status(block)
-    return found
+    path: bytes
+    message: bytes
+    exchange: _Exchange
 
 
 class Connection(asyncio.Protocol):
@@ -103,6 +98,7 @@ class Connection(asyncio.Protocol):
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._window_bytes = window_bytes
+        self._renews = window_bytes > SMALL_WINDOW_BYTES
         self._transport: asyncio.Transport | None = None
         self._rest = b""
         self._exchanges: dict[int, _Exchange] = {}
@@ -111,12 +107,14 @@ class Connection(asyncio.Protocol):
         self._window = frames.DEFAULT_WINDOW
         self._stream_window = frames.DEFAULT_WINDOW
         self._frame_bytes_max = frames.FRAME_BYTES_MIN
+        self._streams_max = frames.WINDOW_MAX
         self._windows: dict[int, int] = {}
-        """Windows of streams that differ from a new stream's."""
-        self._waiting: deque[tuple[int, bytes, bool]] = deque()
-        """(stream, bytes, is the end) that no window takes yet."""
+        """What each stream takes whose sending side is open."""
+        self._unsent: dict[int, _Unsent] = {}
+        self._held: deque[_Held] = deque()
         self._consumed = 0
         self._header: tuple[int, int, list[bytes]] | None = None
+        self._closing = False
         self.received_us = 0
         self.lost = False
 
@@ -125,23 +123,26 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """The server's settings have come and nobody has said goodbye."""
-        return self._blocks is not None and not self.lost
+        return self._blocks is not None and not self._closing
 
     @property
     def calls(self) -> int:
         """Exchanges in progress."""
-        return len(self._exchanges)
+        return len(self._exchanges) + len(self._held)
 
     def call(self, path: bytes, message: bytes, answered: Answered, timeout_us: int) -> None:
         """Send a unary call; ``answered`` is called once, whatever happens.
 
         Needs ``usable``.
         """
-        deadline_us = now_us() + timeout_us
-        self._begin(path, message, _Exchange(answered, None, deadline_us), timeout_us, end=True)
+        exchange = _Exchange(answered, None, now_us() + timeout_us)
+        if len(self._exchanges) < self._streams_max:
+            self._begin(path, message, exchange, timeout_us, end=True)
+        else:
+            self._held.append(_Held(path, message, exchange))
 
     def open(self, path: bytes, message: bytes, sink: Sink, *, end: bool = False) -> int:
-        """Begin a stream with its first message; gives its number."""
+        """Begin a stream with its first message; gives its number. Needs ``usable``."""
         return self._begin(path, message, _Exchange(None, sink, 0), 0, end=end)
 
     def _begin(
@@ -157,12 +158,7 @@ class Connection(asyncio.Protocol):
             block += timeout_field(timeout_us)
         size = len(message) + grpc.PREFIX_BYTES
         head = frames.header(frames.HEADERS, frames.END_HEADERS, stream, len(block)) + block
-        if (
-            size <= self._window
-            and size <= self._stream_window
-            and size <= self._frame_bytes_max
-            and not self._waiting
-        ):
+        if size <= self._window and size <= self._stream_window and size <= self._frame_bytes_max:
             self._window -= size
             if not end:
                 self._windows[stream] = self._stream_window - size
@@ -172,79 +168,99 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(head)
             self._windows[stream] = self._stream_window
-            self._queue(stream, grpc.prefix(len(message)) + message, end=end)
+            self._unsent[stream] = _Unsent(grpc.prefix(len(message)) + message, end=end)
+            self._flush()
         return stream
 
     def send(self, stream: int, message: bytes) -> None:
-        """One more message of a stream that is open."""
-        if stream in self._exchanges:
-            self._queue(stream, grpc.prefix(len(message)) + message, end=False)
-
-    def half_close(self, stream: int) -> None:
-        """Say that no message follows on a stream that is open."""
-        if stream in self._exchanges:
-            self._queue(stream, b"", end=True)
+        """One more message of a stream that was opened; nothing if it is over."""
+        if stream not in self._windows:
+            return
+        raw = grpc.prefix(len(message)) + message
+        unsent = self._unsent.get(stream)
+        if unsent is None:
+            self._unsent[stream] = _Unsent(raw, end=False)
+            self._flush()
+        else:
+            unsent.raw += raw
 
     def cancel(self, stream: int) -> None:
         """Give a stream up; its sink is told that it was cancelled."""
-        exchange = self._exchanges.pop(stream, None)
-        if exchange is not None and self._transport is not None:
-            self._transport.write(frames.reset(stream, frames.CANCEL))
+        exchange = self._exchanges.get(stream)
+        if exchange is not None:
+            self._leave(stream, reset=True)
             self._end(exchange, grpc.CANCELLED, "cancelled by the client")
 
     def grant(self, stream: int, size: int) -> None:
         """Credit for a stream whose window this side renews by hand."""
-        if self._transport is not None and stream in self._exchanges:
-            self._transport.write(frames.window_update(stream, size))
-
-    def _queue(self, stream: int, raw: bytes, *, end: bool) -> None:
-        self._waiting.append((stream, raw, end))
-        self._flush()
+        exchange = self._exchanges.get(stream)
+        if exchange is None or self._transport is None:
+            return
+        exchange.credit += size
+        if exchange.credit > 0:
+            self._transport.write(frames.window_update(stream, exchange.credit))
+            exchange.credit = 0
 
     def _flush(self) -> None:
-        """Send of what waits as much as the windows take, in order."""
+        """Send of what waits as much as the windows take."""
         assert self._transport is not None
-        while self._waiting:
-            stream, raw, end = self._waiting[0]
-            if stream not in self._exchanges:
-                self._waiting.popleft()
-                continue
-            room = min(
-                self._window,
-                self._windows.get(stream, self._stream_window),
-                self._frame_bytes_max,
-            )
-            if room <= 0:
+        for stream, unsent in list(self._unsent.items()):
+            while True:
+                room = min(self._window, self._windows[stream], self._frame_bytes_max)
+                if room <= 0:
+                    break
+                piece = unsent.raw[unsent.position : unsent.position + room]
+                unsent.position += len(piece)
+                self._window -= len(piece)
+                self._windows[stream] -= len(piece)
+                whole = unsent.position == len(unsent.raw)
+                flags = frames.END_STREAM if whole and unsent.end else 0
+                self._transport.write(frames.frame(frames.DATA, flags, stream, piece))
+                if whole:
+                    del self._unsent[stream]
+                    if unsent.end:
+                        del self._windows[stream]
+                    break
+            if self._window <= 0:
                 return
-            piece, rest = raw[:room], raw[room:]
-            self._window -= len(piece)
-            self._windows[stream] = self._windows.get(stream, self._stream_window) - len(piece)
-            last = end and not rest
-            flags = frames.END_STREAM if last else 0
-            self._transport.write(frames.frame(frames.DATA, flags, stream, piece))
-            self._waiting.popleft()
-            if rest:
-                self._waiting.appendleft((stream, rest, end))
+
+    def _leave(self, stream: int, *, reset: bool = False) -> None:
+        """An exchange is over; its stream is reset if this side has not said all."""
+        self._exchanges.pop(stream).over = True
+        unended = self._windows.pop(stream, None) is not None
+        self._unsent.pop(stream, None)
+        if (reset or unended) and self._transport is not None:
+            self._transport.write(frames.reset(stream, frames.CANCEL))
+        if self._held and not self._closing and len(self._exchanges) < self._streams_max:
+            held = self._held.popleft()
+            left_us = max(1, held.exchange.deadline_us - now_us())
+            self._begin(held.path, held.message, held.exchange, left_us, end=True)
 
     def expire(self, now: int) -> None:
         """End the calls whose time is up, which are unanswered by the server."""
+        self.received_us = now
+        held, self._held = self._held, deque()
+        for call in held:
+            if call.exchange.deadline_us <= now:
+                self._end(call.exchange, grpc.DEADLINE_EXCEEDED, "the benchmark's timeout")
+            else:
+                self._held.append(call)
         late = [
             (stream, exchange)
             for stream, exchange in self._exchanges.items()
             if exchange.deadline_us and exchange.deadline_us <= now
         ]
         for stream, exchange in late:
-            del self._exchanges[stream]
-            if self._transport is not None:
-                self._transport.write(frames.reset(stream, frames.CANCEL))
-            self.received_us = now
-            self._end(exchange, grpc.DEADLINE_EXCEEDED, "the benchmark's timeout")
+            if not exchange.over:
+                self._leave(stream, reset=True)
+                self._end(exchange, grpc.DEADLINE_EXCEEDED, "the benchmark's timeout")
 
     def close(self, *, reset: bool = False) -> None:
         """End the connection: by FIN, or by RST as a machine that went away would."""
         transport = self._transport
-        if transport is None:
+        if transport is None or self._closing:
             return
+        self._closing = True
         if reset:
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
@@ -275,20 +291,28 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End every exchange: what was sent may have been done."""
-        self.lost = True
+        self.lost = self._closing = True
         self._transport = None
         self.received_us = now_us()
-        exchanges = list(self._exchanges.values())
+        exchanges = [*self._exchanges.values(), *(held.exchange for held in self._held)]
         self._exchanges.clear()
+        self._held.clear()
         for exchange in exchanges:
+            exchange.over = True
             self._end(exchange, grpc.UNAVAILABLE, "connection lost")
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """Take whole frames off the input."""
+        """Take whole frames off the input; what cannot be read ends the connection."""
         self.received_us = now_us()
-        if self._rest:
-            data = self._rest + data
+        try:
+            self._receive(self._rest + data if self._rest else data)
+        except frames.ConnectionFault:
+            self._closing = True
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _receive(self, data: bytes) -> None:
         position, end = 0, len(data)
         exchanges = self._exchanges
         while end - position >= frames.HEADER_BYTES:
@@ -316,57 +340,74 @@ class Connection(asyncio.Protocol):
             self._consumed = 0
 
     def _data(self, stream: int, exchange: _Exchange, piece: bytes, flags: int) -> None:
+        if self._renews:
+            exchange.credit += len(piece)
+            if exchange.credit >= self._window_bytes // 2:
+                self.grant(stream, 0)
         if flags & frames.PADDED:
+            size = len(piece)
             piece = frames.unpad(flags, piece)
-        exchange.credit += len(piece)
-        if exchange.credit >= self._window_bytes // 2 > SMALL_WINDOW_BYTES:
-            self.grant(stream, exchange.credit)
-            exchange.credit = 0
+            if not self._renews:
+                self.grant(stream, size - len(piece))
         if exchange.sink is None:
             exchange.parts.append(piece)
         else:
-            self._messages(exchange, piece)
-        if flags & frames.END_STREAM:
-            del self._exchanges[stream]
+            self._messages(stream, exchange, exchange.sink, piece)
+        if flags & frames.END_STREAM and not exchange.over:
+            self._leave(stream)
             self._end(exchange, grpc.INTERNAL, "the stream ended without a status")
 
-    def _messages(self, exchange: _Exchange, piece: bytes) -> None:
+    def _messages(self, stream: int, exchange: _Exchange, sink: Sink, piece: bytes) -> None:
         """Hand the whole messages of a stream to its sink."""
-        assert exchange.sink is not None
         parts = exchange.parts
         if parts:
             parts.append(piece)
-            if exchange.unsent > sum(map(len, parts)):
+            exchange.have += len(piece)
+            if exchange.have < exchange.wanted:
                 return
             piece = b"".join(parts)
             parts.clear()
+            exchange.wanted = 0
         position = 0
         while len(piece) - position >= grpc.PREFIX_BYTES:
             _, size = grpc.unpack_prefix(piece, position)
             start = position + grpc.PREFIX_BYTES
             if len(piece) - start < size:
-                exchange.unsent = size + grpc.PREFIX_BYTES
+                exchange.wanted = size + grpc.PREFIX_BYTES
+                self._make_room(stream, exchange)
                 break
             position = start + size
-            exchange.sink.message(piece[start:position], self.received_us)
-        else:
-            exchange.unsent = 0
+            sink.message(piece[start:position], self.received_us)
+            if exchange.over:
+                return
         if position < len(piece):
             parts.append(piece[position:])
+            exchange.have = len(piece) - position
+
+    def _make_room(self, stream: int, exchange: _Exchange) -> None:
+        """A message larger than a window that is renewed by hand needs credit to become whole."""
+        more = exchange.wanted - self._window_bytes
+        if more > 0 and not self._renews and self._transport is not None:
+            self._transport.write(frames.window_update(stream, more))
+            exchange.credit -= more
 
     def _headers(self, stream: int, exchange: _Exchange, block: bytes, flags: int) -> None:
-        status = _status(block)
+        status = status_of(block)
         if not flags & frames.END_STREAM:
             return
-        del self._exchanges[stream]
-        self._windows.pop(stream, None)
-        code = status.code
-        if code == 0 and exchange.answered is not None:
+        self._leave(stream)
+        code, text = status.code, status.text
+        if code < 0:
+            code, text = grpc.INTERNAL, "the stream ended without a status"
+        elif code == 0 and exchange.answered is not None:
             parts = exchange.parts
-            message = parts[0] if len(parts) == 1 else b"".join(parts)
-            exchange.answered(0, message[grpc.PREFIX_BYTES :], "")
-            return
-        self._end(exchange, code if code >= 0 else grpc.INTERNAL, status.text)
+            raw = parts[0] if len(parts) == 1 else b"".join(parts)
+            size = len(raw) - grpc.PREFIX_BYTES
+            if size >= 0 and grpc.unpack_prefix(raw)[1] == size:
+                exchange.answered(0, raw[grpc.PREFIX_BYTES :], "")
+                return
+            code, text = grpc.INTERNAL, "an answer without one whole message"
+        self._end(exchange, code, text)
 
     def _end(self, exchange: _Exchange, code: int, text: str) -> None:
         if exchange.answered is not None:
@@ -391,10 +432,13 @@ class Connection(asyncio.Protocol):
         elif kind == frames.PING and not flags & frames.ACK:
             self._transport.write(frames.ping(payload, frames.ACK))
         elif kind == frames.RST_STREAM:
-            exchange = self._exchanges.pop(stream, None)
+            exchange = self._exchanges.get(stream)
             if exchange is not None:
+                self._windows.pop(stream, None)
+                self._leave(stream)
                 self._end(exchange, grpc.UNAVAILABLE, f"reset {int.from_bytes(payload)}")
         elif kind == frames.GOAWAY:
+            self._closing = True
             self._transport.close()
 
     def _settings(self, values: dict[int, int]) -> None:
@@ -404,10 +448,13 @@ class Connection(asyncio.Protocol):
             self._windows[stream] += window - self._stream_window
         self._stream_window = window
         self._frame_bytes_max = values.get(frames.MAX_FRAME_SIZE, self._frame_bytes_max)
+        self._streams_max = values.get(frames.MAX_CONCURRENT_STREAMS, self._streams_max)
         self._transport.write(frames.SETTINGS_ACK)
-        if self._blocks is None:
+        is_first = self._blocks is None
+        if is_first or frames.HEADER_TABLE_SIZE in values:
             table = values.get(frames.HEADER_TABLE_SIZE, 4096)
             self._blocks = RequestBlocks(authority=self._authority, table_bytes=table)
+        if is_first:
             self._on_ready()
         self._flush()
 
