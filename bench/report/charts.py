@@ -247,7 +247,7 @@ def _settings() -> Iterator[None]:
 def _svg(figure: Figure, name: str) -> str:
     written = io.StringIO()
     figure.patch.set_visible(False)
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(written, format="svg")
     text = written.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<(metadata|style).*?</\1>", "", text, flags=re.DOTALL)
