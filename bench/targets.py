@@ -7,7 +7,7 @@ Only processes that were started here are signalled, and their whole process gro
 """
 
 import os
-import random
+import secrets
 import shlex
 import shutil
 import signal
@@ -22,8 +22,6 @@ from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 import psutil
-
-from bench.clock import now_us
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
@@ -159,13 +157,13 @@ class Usage(NamedTuple):
 class Running:
     """A started server with a fresh directory, which goes away with it. A context manager."""
 
-    def __init__(self, target: Target, draw: random.Random) -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
         self._folder = tempfile.TemporaryDirectory(prefix=f"bench-{target.name}-")
         self._data = Path(self._folder.name) / "data"
         self._data.mkdir(mode=0o700)
         self._log = Path(self._folder.name) / "log"
-        self.port, peer = _free_ports(draw)
+        self.port, peer = _free_ports()
         self.host = "127.0.0.1"
         filled = target.command.format(dir=self._data, port=self.port, peer=peer)
         self.command = shlex.split(filled)
@@ -195,15 +193,6 @@ class Running:
     def alive(self) -> bool:
         """Has it not ended by itself?"""
         return self._process is not None and self._process.poll() is None
-
-    def ends_within(self, seconds: float) -> bool:
-        """Does it end by itself while we wait for that long?"""
-        assert self._process is not None
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
 
     def log_tail(self) -> str:
         """The last lines that it wrote."""
@@ -290,11 +279,11 @@ def _disk_bytes(folder: Path) -> int:
     return total
 
 
-def _free_ports(draw: random.Random) -> tuple[int, int]:
-    """Two ports of the loopback that nobody has."""
+def _free_ports() -> tuple[int, int]:
+    """Two ports of the loopback that nobody has; not from the seed, which another run may share."""
     found: list[int] = []
     while len(found) < 2:
-        port = draw.randrange(*PORTS)
+        port = PORTS[0] + secrets.randbelow(PORTS[1] - PORTS[0])
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -303,21 +292,6 @@ def _free_ports(draw: random.Random) -> tuple[int, int]:
         if port not in found:
             found.append(port)
     return found[0], found[1]
-
-
-def wait_for_port(running: Running) -> None:
-    """Until the server accepts connections; raises ``TargetError`` with what it said."""
-    deadline_us = now_us() + int(START_TIMEOUT * 1e6)
-    while now_us() < deadline_us and running.alive:
-        try:
-            socket.create_connection((running.host, running.port), 0.2).close()
-        except OSError:
-            if running.ends_within(0.05):
-                break
-        else:
-            return
-    said = running.log_tail()
-    raise TargetError(f"{running.target.name} did not start: {said or running.command[0]}")
 
 
 def names_differ(targets: Sequence[Target]) -> None:

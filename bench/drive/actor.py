@@ -9,10 +9,14 @@ outcome that is unknown the step is over (what was sent may be done) and the nex
 ``BACKOFF_US``, as a controller's queue makes it wait.
 """
 
+from functools import partial
+from typing import NamedTuple
+
 from bench.client import requests
 from bench.clock import now_us
 from bench.drive.apiserver import Apiserver, Known
 from bench.drive.listing import Listing, Origin
+from bench.drive.site import Line
 from bench.plan import BOUND, Actor, Edit, Step, Verb
 from bench.records import Outcome
 from bench.values import append, digest, increment, is_owned, value
@@ -21,6 +25,32 @@ from kvstore.pb import rpc_pb2 as pb
 ATTEMPTS_MAX = 5
 BACKOFF_US = 200_000
 _WRITES = frozenset((Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT))
+
+
+class _Call(NamedTuple):
+    """A call in progress."""
+
+    path: bytes
+    line: Line
+    verb: Verb
+    key: bytes
+    operation: int
+    connection: int
+    due_us: int
+    sent_us: int
+    expected: int
+    mark: int
+    at: int
+
+
+class _Answer(NamedTuple):
+    """What came back, as the columns of OPS say it; ``counted`` is ``count``."""
+
+    outcome: Outcome
+    revision: int
+    found: int = -1
+    counted: int = -1
+    mark: int = -1
 
 
 class Acting:
@@ -256,77 +286,70 @@ class Acting:
         mark: int = -1,
         at: int = 0,
     ) -> None:
-        """One call; its answer is recorded and goes to ``_answered``."""
+        """One call, which goes to ``_answered`` with its answer."""
         step = self._step
         assert step is not None
-        apiserver = self._apiserver
-        site = apiserver.site
-        line = apiserver.line(self._key)
-        operation, connection = next(site.operations), line.number
+        site = self._apiserver.site
+        line = self._apiserver.line(self._key)
         kind = step.verb if verb is None else verb
-        due_us, key, lease, attempt = self._due_us, self._key, self._lease, self._attempt
-        sent_us = now_us()
+        call = _Call(
+            path=path,
+            line=line,
+            verb=kind,
+            key=self._key,
+            operation=next(site.operations),
+            connection=line.number,
+            due_us=self._due_us,
+            sent_us=now_us(),
+            expected=expected,
+            mark=mark,
+            at=at,
+        )
+        line.call(path, message, partial(self._answered, call))
 
-        def answered(code: int, raw: bytes, text: str) -> None:
-            done_us = line.received_us() if code == 0 else now_us()
-            outcome = Outcome.OK
-            revision, found, count, seen = -1, -1, -1, mark
-            again = False
-            if code:
-                outcome = site.outcome(code)
-            elif path is requests.TXN:
-                answer = pb.TxnResponse.FromString(raw)
-                revision = answer.header.revision
-                if not answer.succeeded:
-                    outcome = Outcome.CONFLICT
-                    found = self._lost(answer)
-                    again = True
-            elif path is requests.RANGE:
-                shown = pb.RangeResponse.FromString(raw)
-                revision, count = shown.header.revision, shown.count
-                found, seen = self._shown(operation, key, shown, kind, at)
-            elif path is requests.COMPACT:
-                revision = pb.CompactionResponse.FromString(raw).header.revision
-            else:
-                revision = pb.StatusResponse.FromString(raw).header.revision
-            site.recorders["ops"].add(
-                operation,
-                connection,
-                self.number,
-                self._index,
-                attempt,
-                kind,
-                due_us,
-                sent_us,
-                done_us,
-                outcome,
-                code,
-                expected,
-                revision,
-                found,
-                seen,
-                lease,
-                0,
-                count,
-                at,
-                step.refusal,
-                step.role.encode(),
-                key,
-                text.encode(),
-            )
-            if revision > site.head_revision:
-                site.head_revision = revision
-                apiserver.saw(done_us, revision)
-            self._due_us = done_us
-            if outcome == Outcome.OK:
-                self._succeeded(step, kind, path, key, revision, done_us)
-            elif again:
-                self._conflicted(step, key, revision, done_us)
-            else:
-                self._failed = True
-                self._next(done_us)
+    def _answered(self, call: "_Call", code: int, raw: bytes, text: str) -> None:
+        """Record a call with its answer, and go on from there."""
+        step, site = self._step, self._apiserver.site
+        assert step is not None
+        done_us = call.line.received_us() if code == 0 else now_us()
+        if code:
+            answer = _Answer(site.outcome(code), -1, mark=call.mark)
+        else:
+            answer = self._understood(call, raw)
+        site.recorders["ops"].add(
+            *(call.operation, call.connection, self.number, self._index, self._attempt),
+            *(call.verb, call.due_us, call.sent_us, done_us, answer.outcome, code),
+            *(call.expected, answer.revision, answer.found, answer.mark, self._lease, 0),
+            *(answer.counted, call.at, step.refusal),
+            *(step.role.encode(), call.key, text.encode()),
+        )
+        if code == 0:
+            site.head_revision = max(site.head_revision, answer.revision)
+            self._apiserver.saw(done_us, answer.revision)
+        self._due_us = done_us
+        if answer.outcome == Outcome.OK:
+            self._succeeded(step, call, answer.revision, done_us)
+        elif answer.outcome == Outcome.CONFLICT:
+            self._conflicted(step, call.key, answer.revision, done_us)
+        else:
+            self._failed = True
+            self._next(done_us)
 
-        line.call(path, message, answered)
+    def _understood(self, call: "_Call", raw: bytes) -> "_Answer":
+        """What an answer that is no error says."""
+        if call.path is requests.TXN:
+            done = pb.TxnResponse.FromString(raw)
+            revision = done.header.revision
+            if done.succeeded:
+                return _Answer(Outcome.OK, revision, mark=call.mark)
+            return _Answer(Outcome.CONFLICT, revision, self._lost(done), mark=call.mark)
+        if call.path is requests.RANGE:
+            shown = pb.RangeResponse.FromString(raw)
+            found, mark = self._shown(call, shown)
+            return _Answer(Outcome.OK, shown.header.revision, found, shown.count, mark)
+        if call.path is requests.COMPACT:
+            return _Answer(Outcome.OK, pb.CompactionResponse.FromString(raw).header.revision)
+        return _Answer(Outcome.OK, pb.StatusResponse.FromString(raw).header.revision)
 
     def _lost(self, answer: pb.TxnResponse) -> int:
         """The revision of what the else-branch read, which is remembered; 0: nothing is there."""
@@ -340,12 +363,11 @@ class Acting:
             return 0
         return -1
 
-    def _shown(
-        self, operation: int, key: bytes, answer: pb.RangeResponse, kind: Verb, at: int
-    ) -> tuple[int, int]:
+    def _shown(self, call: "_Call", answer: pb.RangeResponse) -> tuple[int, int]:
         """Revision and digest of the object that GET or READ_AT read; remembered if it is new."""
-        if kind not in (Verb.GET, Verb.READ_AT):
+        if call.verb not in (Verb.GET, Verb.READ_AT):
             return -1, -1
+        operation, key, at = call.operation, call.key, call.at
         for kv in answer.kvs:
             mark = digest(kv.value)
             self._apiserver.site.recorders["items"].add(
@@ -358,10 +380,9 @@ class Acting:
             self._own[key] = Known(answer.header.revision, None)
         return 0, -1
 
-    def _succeeded(
-        self, step: Step, kind: Verb, path: bytes, key: bytes, revision: int, done_us: int
-    ) -> None:
+    def _succeeded(self, step: Step, call: "_Call", revision: int, done_us: int) -> None:
         """An answer that is OK: the step is over, unless it was only the reading before it."""
+        kind, key = call.verb, call.key
         if kind == Verb.GET and step.verb in (Verb.UPDATE, Verb.DELETE):
             known = self._own[key]
             if known.value is not None:
@@ -372,7 +393,7 @@ class Acting:
             self._own[key] = Known(revision, written)
             if kind == Verb.ADOPT:
                 self._bound = key.rpartition(b"/")[2]
-        elif kind == Verb.COMPACT and path is requests.TXN and self._compacting(revision):
+        elif kind == Verb.COMPACT and call.path is requests.TXN and self._compacting(revision):
             return
         self._next(done_us)
 

@@ -45,12 +45,15 @@ class Watching:
         """Revision to watch from when the line is up; 0: list, negative: from now."""
         self._told = False
         """``_next`` was decided by a disturbance."""
+        self._listing = False
         self._stream = -1
         self._number = -1
         self._messages = 0
         self._opened: tuple[int, int, int] = (0, 0, 0)
         self._ended: tuple[int, bytes] = (-1, b"")
-        self._slow: deque[tuple[bytes, int]] = deque()
+        self._slow: deque[bytes] = deque()
+        """Messages that a slow reader has not read."""
+        self._reading = False
         self._due_us = 0
         line.on_up = self._up
 
@@ -63,8 +66,13 @@ class Watching:
         self.synced = False
 
     def _up(self) -> None:
+        """Begin, unless it has: a line that came back and a timer may both ask for it."""
+        if self._listing or self._stream >= 0:
+            return
         self._due_us = now_us()
+        self._told = False
         if self._next == 0:
+            self._listing = True
             self._list()
         else:
             self._watch(max(self._next, 0))
@@ -77,11 +85,13 @@ class Watching:
         )
 
     def _listed(self, revision: int) -> None:
-        if revision > 0:
+        self._listing = False
+        if revision > 0 and not self._told:
             self._watch(revision + 1)
-        else:
+            return
+        if not self._told:
             self._next = 0
-            self._again()
+        self._again()
 
     def _again(self) -> None:
         """Begin once more, a moment later; a line that is down does so when it comes back."""
@@ -89,7 +99,7 @@ class Watching:
             self.site.ticker.at(now_us() + RECONNECT_US, self._retry)
 
     def _retry(self) -> None:
-        if self.line.connection is not None and self._stream < 0 and not self.site.stopping:
+        if self.line.connection is not None and not self.site.stopping:
             self._up()
 
     def _watch(self, start: int) -> None:
@@ -116,7 +126,6 @@ class Watching:
         self._opened = (self.line.number, start, now_us())
         message = pb.WatchRequest(create_request=create).SerializeToString()
         self._stream = connection.open(requests.WATCH, message, self)
-        self._told = False
         self.synced = True
         if start:
             self.seen = start - 1
@@ -126,17 +135,19 @@ class Watching:
     def message(self, message: bytes, received_us: int) -> None:
         """One WatchResponse."""
         if self.watcher.events_per_second:
-            self._slow.append((message, received_us))
-            if len(self._slow) == 1:
+            self._slow.append(message)
+            if not self._reading:
+                self._reading = True
                 self.site.ticker.at(max(now_us(), self._due_us), self._read_slowly)
             return
         self._take(message, received_us)
 
     def _read_slowly(self) -> None:
         """Take one message of a slow reader, and wait as long as its events are worth."""
+        self._reading = False
         if not self._slow:
             return
-        message, _ = self._slow.popleft()
+        message = self._slow.popleft()
         events = self._take(message, now_us())
         connection = self.line.connection
         if connection is not None:
@@ -144,6 +155,7 @@ class Watching:
         pause = max(events, 1) * MICROSECONDS // self.watcher.events_per_second
         self._due_us = now_us() + pause
         if self._slow:
+            self._reading = True
             self.site.ticker.at(self._due_us, self._read_slowly)
 
     def _take(self, message: bytes, received_us: int) -> int:

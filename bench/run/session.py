@@ -6,6 +6,7 @@ Turns cancel drift of the machine; who goes first changes, because the first fin
 import asyncio
 import pickle
 import random
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +61,7 @@ def make_plan(wish: Wish) -> Plan:
     draw = random.Random(f"{wish.seed} {wish.storm.NAME} {wish.preset}")
     plan = wish.storm.schedule(wish.parameters, wish.duration_us, draw)
     if wish.background and wish.storm.NAME != background.NAME:
-        under = background.schedule(background.PRESETS[wish.preset], wish.duration_us, draw)
-        plan = plan.beside(under)
+        plan = background.under(plan, background.PRESETS[wish.preset], draw)
     kills = tuple(
         Disturbance(wish.duration_us * (n + 1) // (wish.kills + 1), Trouble.KILL)
         for n in range(wish.kills)
@@ -97,7 +97,6 @@ class Runner:
         self._show = show
         self._told = told
         self._stop = asyncio.Event()
-        self._draw = random.Random(wish.seed)
 
     async def run(self) -> Session:
         """Raises ``TargetError``, ``CrewError`` before or while a target is measured."""
@@ -151,7 +150,7 @@ class Runner:
             show=show,
         )
         if target.started:
-            with Running(target, self._draw) as server:
+            with Running(target) as server:
                 await Repetition(order, server.host, server.port, server).run()
         else:
             await Repetition(order, target.host, target.port, None).run()
@@ -177,7 +176,9 @@ class Runner:
             raise TargetError(f"{target.name} is not empty: {keys} keys{below}")
 
     def _commands(self) -> Mapping[str, Sequence[str]]:
-        return {}
+        """How started servers tell their version; who does not know the flag tells it by RPC."""
+        commands = {t.name: shlex.split(t.command)[0] for t in self._wish.targets if t.started}
+        return {name: [program, "--version"] for name, program in commands.items()}
 
     async def _session(self, plan: Plan) -> Session:
         wish = self._wish
