@@ -54,7 +54,10 @@ class _Answer(NamedTuple):
 
 
 class Acting:
-    """An actor at work; ``number`` is its index in the plan. ``done`` when no step is left."""
+    """An actor at work; ``number`` is its index in the plan.
+
+    ``done`` when no step is left, ``busy`` while one is under way.
+    """
 
     __slots__ = (
         "_actor",
@@ -73,6 +76,7 @@ class Acting:
         "_step",
         "_value",
         "_version",
+        "busy",
         "done",
         "number",
     )
@@ -80,6 +84,7 @@ class Acting:
     def __init__(self, actor: Actor, number: int, apiserver: Apiserver) -> None:
         self.number = number
         self.done = not actor.steps
+        self.busy = False
         self._actor = actor
         self._apiserver = apiserver
         self._index = -1
@@ -107,20 +112,19 @@ class Acting:
         """Arrange for the step after one that was answered then."""
         self._index += 1
         site = self._apiserver.site
-        if self._index >= len(self._actor.steps) or site.stopping:
+        self.busy = False
+        if self._index >= len(self._actor.steps) or site.over:
             self.done = True
             return
         step = self._step = self._actor.steps[self._index]
-        if step.due_us >= 0:
-            due_us = site.zero_us + step.due_us
-        else:
-            due_us = answered_us + step.think_us
-            if self._failed:
-                due_us = max(due_us, answered_us + BACKOFF_US)
-        self._due_us = due_us
-        self._failed = False
-        if due_us > answered_us and due_us > now_us():
-            site.ticker.at(due_us, self._take)
+        due_us = site.zero_us + step.due_us if step.due_us >= 0 else answered_us + step.think_us
+        send_us = due_us
+        if self._failed:
+            send_us = max(due_us, answered_us + BACKOFF_US)
+            self._failed = False
+        self._due_us = due_us if step.due_us >= 0 else send_us
+        if send_us > now_us():
+            site.ticker.at(send_us, self._take)
         else:
             self._take()
 
@@ -128,9 +132,10 @@ class Acting:
         """A step is due."""
         step = self._step
         assert step is not None
-        if self._apiserver.site.stopping:
+        if self._apiserver.site.over:
             self.done = True
             return
+        self.busy = True
         self._attempt = 0
         self._candidate = 0
         self._lease = 0
@@ -320,7 +325,7 @@ class Acting:
             *(call.operation, call.connection, self.number, self._index, self._attempt),
             *(call.verb, call.due_us, call.sent_us, done_us, answer.outcome, code),
             *(call.expected, answer.revision, answer.found, answer.mark, self._lease, 0),
-            *(answer.counted, call.at, step.refusal),
+            *(answer.counted, call.at, step.refusal if call.verb == step.verb else 0),
             *(step.role.encode(), call.key, text.encode()),
         )
         if code == 0:

@@ -131,12 +131,13 @@ class Apiserver:
         if shared is None or shared.until_us < now or shared.objects >= LEASE_OBJECTS_MAX:
             reuse_us = min(ttl * MICROSECONDS // _REUSE_PARTS, _REUSE_SECONDS_MAX * MICROSECONDS)
             shared = self._leases[ttl] = _Shared(now + reuse_us)
+            shared.waiting.append(leased)
             self._grant(ttl, shared, now)
-        shared.objects += 1
-        if shared.id:
+        elif shared.id:
             leased(shared.id)
         else:
             shared.waiting.append(leased)
+        shared.objects += 1
 
     def _grant(self, ttl: int, shared: _Shared, due_us: int) -> None:
         site, line = self.site, self._other
@@ -148,7 +149,7 @@ class Apiserver:
             if code == 0:
                 answer = pb.LeaseGrantResponse.FromString(message)
                 shared.id, revision = answer.ID, answer.header.revision
-            else:
+            elif self._leases.get(ttl) is shared:
                 del self._leases[ttl]
             outcome = site.outcome(code) if code else Outcome.OK
             times = (due_us, sent_us, done_us)
@@ -169,12 +170,6 @@ class Apiserver:
         """Lose every connection; each watch comes back as the disturbance says."""
         reset = draw.random() < 0.5
         for watching in self.watchings:
-            chance = draw.random() * 100
-            if chance < trouble.resume:
-                watching.resume(watching.seen + 1)
-            elif chance < trouble.resume + trouble.stale:
-                watching.resume(1)
-            else:
-                watching.resume(0)
+            watching.come_back(trouble, draw)
         for line in self.lines():
             line.close(reset=reset)

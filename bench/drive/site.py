@@ -32,7 +32,9 @@ class Site:
     zero_us: int = 0
     connections_failed: int = 0
     stopping: bool = False
-    """No step is begun and nothing reconnects any more."""
+    """Nothing reconnects any more."""
+    over: bool = False
+    """The load has ended: no step is begun any more."""
     head_revision: int = 0
     """The highest revision seen in a header."""
     operations: Iterator[int] = field(init=False)

@@ -9,6 +9,7 @@ or of the list.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from random import Random
 
 from bench import plan
 from bench.client import requests
@@ -64,6 +65,21 @@ class Watching:
         self._next = at
         self._told = True
         self.synced = False
+
+    def come_back(self, trouble: plan.Disturbance, draw: Random) -> None:
+        """Begin, after the connection is lost, as the disturbance says."""
+        chance = draw.random() * 100
+        if chance < trouble.resume:
+            self.resume(self.seen + 1)
+        elif chance < trouble.resume + trouble.stale:
+            self.resume(1)
+        else:
+            self.resume(0)
+
+    def drop(self, trouble: plan.Disturbance, draw: Random) -> None:
+        """Lose a connection that is this watch's own."""
+        self.come_back(trouble, draw)
+        self.line.close(reset=draw.random() < 0.5)
 
     def _up(self) -> None:
         """Begin, unless it has: a line that came back and a timer may both ask for it."""

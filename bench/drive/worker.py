@@ -158,11 +158,17 @@ class Worker:
             self._ask_progress()
         self._report()
         end_us = zero_us + self.plan.duration_us
-        await self._until(lambda: now_us() >= end_us or site.stopping, 1e9)
+        await self._until(lambda: now_us() >= end_us or site.over, 1e9)
         await self._until(self._is_done, GRACE + site.timeout_us / 1e6)
+        site.over = True
+        await self._until(self._is_quiet, site.timeout_us / 1e6 + 1)
 
     def _is_done(self) -> bool:
-        return self.site.stopping or all(acting.done for acting in self._acting)
+        return self.site.over or all(acting.done for acting in self._acting)
+
+    def _is_quiet(self) -> bool:
+        """Nothing that the plan asked for is under way: what is there now, stays."""
+        return not any(acting.busy for acting in self._acting)
 
     def _dropper(self, trouble: plan.Disturbance) -> Callable[[], None]:
         def drop() -> None:
@@ -170,7 +176,7 @@ class Worker:
             for apiserver in self._apiservers.values():
                 apiserver.drop(trouble, self._draw)
             for watching in self._watchers:
-                watching.line.close(reset=self._draw.random() < 0.5)
+                watching.drop(trouble, self._draw)
             add = self.site.recorders["incidents"].add
             add(begun_us, now_us(), trouble.trouble)
 
@@ -226,9 +232,12 @@ class Worker:
         """Close everything and write the records."""
         site = self.site
         site.stopping = True
+        site.over = True
         for watching in self._watchings:
             watching.finish()
         for line in self._lines:
+            if line.connection is not None:
+                line.connection.expire(now_us() + site.timeout_us)  # may have been done
             line.close()
         site.ticker.stop()
         for recorder in site.recorders.values():
@@ -257,9 +266,9 @@ async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., 
         while line := await read.readline():
             order = json.loads(line)
             if order["do"] == "stop":
-                worker.site.stopping = True
+                worker.site.over = True
             await orders.put(order)
-        worker.site.stopping = True
+        worker.site.over = worker.site.stopping = True
         await orders.put({"do": "finish"})
 
     async with asyncio.TaskGroup() as group:
