@@ -107,11 +107,9 @@ class Apiserver:
 
     def saw(self, now: int, revision: int) -> None:
         """An answer said how far the store is."""
-        revisions = self.revisions
-        if not revisions or (
-            now - revisions[-1][0] > MICROSECONDS // 10 and revision >= revisions[-1][1]
-        ):
-            revisions.append((now, revision))
+        last_us, last = self.revisions[-1] if self.revisions else (0, 0)
+        if now - last_us > MICROSECONDS // 10 and revision >= last:
+            self.revisions.append((now, revision))
 
     def revision_at(self, time_us: int) -> int:
         """The newest revision seen at that time or before; the oldest one if there is none."""
