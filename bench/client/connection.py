@@ -184,6 +184,12 @@ class Connection(asyncio.Protocol):
         else:
             unsent.raw += raw
 
+    def half_close(self, stream: int) -> None:
+        """Say that no message follows on a stream that was opened; nothing if it is over."""
+        if stream in self._windows:
+            self._unsent.setdefault(stream, _Unsent(b"", end=True)).end = True
+            self._flush()
+
     def cancel(self, stream: int) -> None:
         """Give a stream up; its sink is told that it was cancelled."""
         exchange = self._exchanges.get(stream)
