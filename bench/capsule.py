@@ -3,7 +3,7 @@
 Timings of two sessions are comparable on equal machines only, and those of one session only if the
 machine stayed what it was. So the description is taken before and after, with two small benchmarks
 that no server is part of: a synced write of one page, and one byte to and fro over TCP.
-Medians of these tell drift; their tails are recorded and not compared, because a thousand writes do not
+Medians of these tell drift; their tails are recorded and not compared: a thousand writes do not
 settle a 99th percentile.
 """
 

@@ -6,7 +6,7 @@ words, a target that cannot be had; 3, the session is incomplete.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,9 @@ from bench.report.compare import UnequalSessionsError
 from bench.report.compare import compare as compare_sessions
 from bench.report.results import MixedRunsError, Results, stored
 from bench.report.terminal import comparison_table, summary
+from bench.run.capacity import SECONDS as CAPACITY_SECONDS
+from bench.run.capacity import Finding, Gates, scaled, search
+from bench.run.capacity import judge as judge_probe
 from bench.run.crew import CrewError
 from bench.run.session import Runner, Wish
 from bench.run.show import Show
@@ -139,6 +142,9 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
 @click.option("--kill9", "kills", type=click.IntRange(min=0), default=0, help="Crashes per run.")
 @click.option("--background/--no-background", default=True, help="idle-background underneath.")
+@click.option("--capacity", is_flag=True, help="Search the highest rate that holds the gates.")
+@click.option("--p99-ms", default=Gates().latency_p99_ms, show_default=True, help="A gate.")
+@click.option("--watch-p99-ms", default=Gates().watch_lag_p99_ms, show_default=True, help="Too.")
 def run(
     storm: str,
     starts: Sequence[str],
@@ -157,6 +163,9 @@ def run(
     kills: int,
     *,
     background: bool,
+    capacity: bool,
+    p99_ms: float,
+    watch_p99_ms: float,
 ) -> None:
     """Run STORM against one or more servers, in turns, and judge and report what happened."""
     try:
@@ -181,11 +190,15 @@ def run(
         background=background,
         kills=kills,
     )
+    if capacity:
+        gates = Gates(p99_ms, watch_p99_ms)
+        wish = replace(wish, duration_us=int((seconds or CAPACITY_SECONDS) * MICROSECONDS))
+        raise click.exceptions.Exit(_find_capacity(wish, gates))
     raise click.exceptions.Exit(_run(wish))
 
 
-def _run(wish: Wish) -> int:
-    """Run a session with its progress on the terminal, and report; gives the exit code."""
+def _record(wish: Wish) -> int:
+    """Run a session with its progress on the terminal; gives the exit code."""
     console = Console(stderr=True)
     with Show(console, wish) as show:
         runner = Runner(wish, show.progress, show.judged)
@@ -195,12 +208,19 @@ def _run(wish: Wish) -> int:
             raise _refuse(error) from error
         except ExceptionGroup as group:
             raise _refuse(group.exceptions[0]) from group
-    _print(make_report(wish.out, measures))
-    click.echo(f"\n{wish.out / PAGE}")
     if session["state"] != "COMPLETE":
-        click.echo("INCOMPLETE: this is what there is", err=True)
         return EXIT_INCOMPLETE
     return EXIT_FAILED if show.failed else 0
+
+
+def _run(wish: Wish) -> int:
+    """Run a session and report; gives the exit code."""
+    code = _record(wish)
+    _print(make_report(wish.out, measures))
+    click.echo(f"\n{wish.out / PAGE}")
+    if code == EXIT_INCOMPLETE:
+        click.echo("INCOMPLETE: this is what there is", err=True)
+    return code
 
 
 def measures(records: Records) -> Mapping[str, float]:
@@ -260,6 +280,37 @@ def compare(first: Path, second: Path, *, force: bool) -> None:
     console.print(comparison_table(sessions))
     for remark in sessions.remarks:
         console.print(remark, markup=False)
+
+
+def _find_capacity(wish: Wish, gates: Gates) -> int:
+    """Search the capacity of each target; gives the exit code."""
+    console = Console()
+    rate = getattr(wish.parameters, wish.storm.RATE)
+    for target in wish.targets:
+        number = 0
+
+        def probe(scale: float, target: Target = target) -> Finding:
+            nonlocal number
+            number += 1
+            once = replace(
+                wish,
+                parameters=scaled(wish.storm, wish.parameters, scale),
+                targets=[target],
+                repetitions=1,
+                out=wish.out / target.name / f"probe-{number}",
+                ceiling=False,
+            )
+            if _record(once) == EXIT_INCOMPLETE:
+                raise click.exceptions.Exit(EXIT_INCOMPLETE)
+            finding, why = judge_probe(make_report(once.out, measures), gates)
+            said = f"{target.name}: {wish.storm.RATE} {rate * scale:g} {finding.value}: {why}"
+            console.print(said, markup=False)
+            return finding
+
+        found = search(probe)
+        least = "at least " if found.bounded else ""
+        console.print(f"{target.name}: capacity is {least}{rate * found.holds:g} {wish.storm.RATE}")
+    return 0
 
 
 @main.command()

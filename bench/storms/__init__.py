@@ -3,7 +3,7 @@
 Each module is one storm. Its docstring states the theory: who writes what, how many writes one unit
 of work costs, what is asked of the store beyond the common judges. It offers
 
-- ``NAME`` and ``SUMMARY``;
+- ``NAME``, ``SUMMARY``, and ``RATE``, the parameter that scales its load;
 - ``Parameters``, a frozen dataclass of numbers that a user may change one by one;
 - ``PRESETS``: parameters for xs (a CI run of 30 s on two cores), s, m and l;
 - ``schedule(parameters, duration_us, draw)``: the plan, from its own ``random.Random`` alone;

@@ -44,6 +44,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "apiserver-restart"
 SUMMARY = "all apiservers reconnect, list and watch at once, three times, under load"
+RATE = "claims"
 
 TOLD_US = MICROSECONDS
 """A watch that was open for so long has been answered."""

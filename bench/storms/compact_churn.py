@@ -45,6 +45,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "compact-churn"
 SUMMARY = "compactions every few seconds under load, with readers of history and slow watchers"
+RATE = "runs_per_second"
 
 LEDGERS = 20
 LEDGER_PREFIX, LEDGER_SHAPE, LEDGER_BYTES = b"/registry/services/endpoints/", "endpoints", 2_000

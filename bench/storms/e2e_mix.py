@@ -32,6 +32,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "e2e-mix"
 SUMMARY = "the calls of end-to-end tests: 62 % reads, 32 % writes, 5 % watches"
+RATE = "tests_per_second"
 
 RESOURCES = (
     (objects.PODS, "pod", objects.POD_NEW_BYTES),

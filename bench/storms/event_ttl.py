@@ -34,6 +34,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "event-ttl"
 SUMMARY = "bursts of events with leases, which expire in bursts, watched by namespace"
+RATE = "events_per_second"
 
 BUMP = b"event.bump"
 BYSTANDER = b"bystander.update"

@@ -28,6 +28,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "heartbeat-flood"
 SUMMARY = "every agent renews a lease of its own; some change hands"
+RATE = "agents"
 
 AGENT, LEADER = "agent.renew", "leader.renew"
 RELEASE, TAKE = "lease.release", "lease.take"

@@ -35,6 +35,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "hot-status"
 SUMMARY = "many writers count up one object, most of them in vain"
+RATE = "rounds_per_second"
 
 NAMESPACE = objects.tenant(0)
 HOT, OTHER, LARGE = "hot.count", "other.count", "large.update"

@@ -26,6 +26,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "idle-background"
 SUMMARY = "a cluster at rest: node leases, elections, masterleases, compaction, probes"
+RATE = "agents"
 
 AGENTS_PER_NODE = 30
 NODE_PERIOD_US = 10 * MICROSECONDS

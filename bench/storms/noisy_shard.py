@@ -40,6 +40,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "noisy-shard"
 SUMMARY = "one of twenty tenants goes wild, then the server stands still: who else notices"
+RATE = "runs_per_second"
 
 NOISY = 7
 """Number of the tenant that storms."""

@@ -31,6 +31,8 @@ class Storm(Protocol[P]):
 
     NAME: str
     SUMMARY: str
+    RATE: str
+    """The parameter that scales the load, for a search of capacity."""
     PRESETS: Mapping[str, P]
 
     def schedule(self, parameters: P, duration_us: int, draw: random.Random) -> Plan:

@@ -27,6 +27,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "selector-read"
 SUMMARY = "creates six kinds, then lists whole kinds as selectors make apiservers do"
+RATE = "lists_per_second"
 
 KINDS = (
     (objects.PODS, "pod", objects.POD_NEW_BYTES),

@@ -41,6 +41,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "swarm-burst"
 SUMMARY = "bursts of claims race for warm sandboxes; pools are refilled behind them"
+RATE = "claims"
 
 BURST_US = 50_000
 REFILL_PER_SECOND = 80

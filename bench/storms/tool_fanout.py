@@ -35,6 +35,7 @@ from bench.verdicts import Verdict, verdict
 
 NAME = "tool-fanout"
 SUMMARY = "agents call tools, each a pod, and note every step in one growing object"
+RATE = "runs_per_second"
 
 TOOLS = ((4, 40), (8, 40), (16, 15), (64, 5))
 """How many tools a run calls, and the weight of that."""

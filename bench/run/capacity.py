@@ -1,0 +1,98 @@
+"""Capacity: the highest rate that a target holds, not the highest that it ever reached.
+
+A rate is held if for a minute every verdict passes, nothing fails, and latency and watch lag stay
+below their gates at the 99th percentile. The load is open loop, so beyond its capacity a server
+falls behind and misses them: that is the cliff which is looked for, by doubling and then halving
+the distance until the step is a tenth.
+A probe in which the generator was late is no proof against the server, and ends the search: what is
+printed is then a lower bound.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, NamedTuple
+
+from bench.report.results import Results
+from bench.storms import Storm
+
+STEP = 1.1
+SCALE_MAX = 256.0
+SECONDS = 60.0
+
+
+class Gates(NamedTuple):
+    """What a rate must hold; milliseconds. The defaults are a store's share of a warm claim."""
+
+    latency_p99_ms: float = 20.0
+    watch_lag_p99_ms: float = 50.0
+
+
+class Finding(Enum):
+    """What one probe showed."""
+
+    HOLDS = "holds"
+    MISSES = "misses"
+    UNKNOWN = "unknown"
+    """The generator, not the server, was late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The outcome of a search; scales are of the preset's rate."""
+
+    holds: float
+    """The largest scale that was held; 0: none was."""
+    misses: float
+    """The smallest that was not; 0: none was found."""
+    bounded: bool
+    """The search ended at the generator or at ``SCALE_MAX``: ``holds`` is a lower bound."""
+
+
+def scaled(storm: Storm[Any], parameters: Any, scale: float) -> Any:  # noqa: ANN401 - a storm's own
+    """The storm's parameters with its rate multiplied."""
+    rate = getattr(parameters, storm.RATE)
+    wanted = rate * scale
+    return replace(
+        parameters, **{storm.RATE: max(1, round(wanted)) if isinstance(rate, int) else wanted}
+    )
+
+
+def judge(results: Results, gates: Gates) -> tuple[Finding, str]:
+    """What a session of one target and one run says, and why."""
+    (target,) = results["targets"]
+    if target["state"] == "INVALID":
+        return Finding.UNKNOWN, "; ".join(target["reasons"])
+    if target["state"] != "PASS":
+        return Finding.MISSES, "; ".join(target["reasons"])
+    figures = target["medians"]
+    bounds = {
+        "errors": 0.0,
+        "latency_p99_us": gates.latency_p99_ms * 1000,
+        "watch_lag_p99_us": gates.watch_lag_p99_ms * 1000,
+    }
+    for name, bound in bounds.items():
+        if figures.get(name, 0.0) > bound:
+            return Finding.MISSES, f"{name} is {figures[name]:,.0f}, {bound:,.0f} is allowed"
+    return Finding.HOLDS, f"latency p99 {figures.get('latency_p99_us', 0) / 1000:.1f} ms"
+
+
+def search(probe: Callable[[float], Finding], first: float = 1.0) -> Capacity:
+    """Find the cliff with as few probes as doubling and bisection need."""
+    holds = misses = 0.0
+    scale = first
+    while True:
+        finding = probe(scale)
+        if finding is Finding.UNKNOWN:
+            return Capacity(holds, misses, bounded=True)
+        if finding is Finding.HOLDS:
+            holds = scale
+        else:
+            misses = scale
+        if not misses and holds >= SCALE_MAX:
+            return Capacity(holds, misses, bounded=True)
+        if not holds and misses <= 1 / SCALE_MAX:
+            return Capacity(0.0, misses, bounded=False)
+        if holds and misses and misses / holds <= STEP:
+            return Capacity(holds, misses, bounded=False)
+        scale = holds * 2 if not misses else misses / 2 if not holds else (holds * misses) ** 0.5
