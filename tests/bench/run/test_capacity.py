@@ -1,0 +1,93 @@
+"""The search for the highest rate that a target holds."""
+
+import pytest
+
+from bench.report.results import Results, Target
+from bench.run.capacity import Capacity, Finding, Gates, judge, scaled, search
+from bench.storms import find, parse_parameters
+
+
+def cliff_at(limit: float, probes: list[float]) -> Capacity:
+    """Search a server that holds everything up to ``limit``."""
+
+    def probe(scale: float) -> Finding:
+        probes.append(scale)
+        return Finding.HOLDS if scale <= limit else Finding.MISSES
+
+    return search(probe)
+
+
+@pytest.mark.parametrize("limit", [0.03, 0.7, 1.0, 5.3, 100.0])
+def test_the_cliff_is_found_within_a_tenth(limit: float) -> None:
+    """What holds and what does not are a tenth apart, with the limit in between."""
+    probes: list[float] = []
+    found = cliff_at(limit, probes)
+    assert found.holds <= limit < found.misses <= found.holds * 1.1
+    assert not found.bounded
+    assert len(probes) < 16
+
+
+def test_a_server_that_holds_nothing_has_no_capacity() -> None:
+    """The search ends, and says 0."""
+    assert cliff_at(0, []).holds == 0
+
+
+def test_a_server_that_holds_everything_gives_a_lower_bound() -> None:
+    """The search ends, and says that it has not found the cliff."""
+    found = cliff_at(1e9, [])
+    assert found.bounded
+    assert found.misses == 0
+
+
+def test_a_late_generator_gives_a_lower_bound() -> None:
+    """A probe that says nothing about the server ends the search at what held before."""
+    found = search(lambda scale: Finding.HOLDS if scale < 3 else Finding.UNKNOWN)
+    assert found == Capacity(2.0, 0.0, bounded=True)
+
+
+def test_the_rate_is_scaled_and_nothing_else() -> None:
+    """Whole numbers stay whole and never become nothing."""
+    storm = find("swarm-burst")
+    parameters = parse_parameters(storm, "xs", {})
+    more, least = scaled(storm, parameters, 2.5), scaled(storm, parameters, 1e-9)
+    assert more.claims == parameters.claims * 5 // 2
+    assert least.claims == 1
+    assert more.tenants == parameters.tenants
+
+
+def results(state: str, **medians: float) -> Results:
+    """Results of one target, as far as the search looks at them."""
+    target = Target(
+        name="t",
+        version="",
+        command="",
+        durability="",
+        client="lean",
+        state=state,
+        reasons=[state],
+        judges=[],
+        runs=[],
+        medians=medians,
+        curve=[],
+        window_us=0,
+        course={},
+    )
+    return {"targets": [target]}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("state", "medians", "finding"),
+    [
+        ("PASS", {"errors": 0, "latency_p99_us": 19_000, "watch_lag_p99_us": 1}, Finding.HOLDS),
+        ("PASS", {"errors": 0, "latency_p99_us": 21_000, "watch_lag_p99_us": 1}, Finding.MISSES),
+        ("PASS", {"errors": 0, "latency_p99_us": 1, "watch_lag_p99_us": 51_000}, Finding.MISSES),
+        ("PASS", {"errors": 1, "latency_p99_us": 1, "watch_lag_p99_us": 1}, Finding.MISSES),
+        ("FAIL", {}, Finding.MISSES),
+        ("INVALID", {}, Finding.UNKNOWN),
+    ],
+)
+def test_a_probe_holds_only_within_all_gates(
+    state: str, medians: dict[str, float], finding: Finding
+) -> None:
+    """Errors, latency, watch lag and verdicts each count; an invalid run counts for nothing."""
+    assert judge(results(state, **medians), Gates())[0] is finding
