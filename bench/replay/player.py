@@ -1,0 +1,377 @@
+"""Sends a script to a server: every act at its time, and never before what it may follow from.
+
+Each recorded connection is one connection and one task, which takes its acts in turn. An act is due
+at its recorded time divided by the speed, or when the answers that it waits for are there, if that
+is later; latency counts from there. It waits for answers to the calls that were answered before it
+on its connection, for the calls, on whatever connection, that gave it a revision it compares with
+or a lease that it names, and before it cancels a watch for that watch to be created. A call that
+gets no answer is over after the timeout, so nothing waits for longer than that.
+
+What is not sent: calls that change who is a member, who leads, or who may log in. A unary call that
+its client gave up is not given up again; its answer is recorded. A connection is open until the
+end, whenever its client closed it; lost, it is made again for the next act.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
+
+from google.protobuf.message import Message
+
+from bench.client.connection import Connection
+from bench.clock import MICROSECONDS, now_us, wait_until
+from bench.records import Recorder
+from bench.replay.calls import Calls, Counts, Sending
+from bench.replay.script import Act, Call, Script
+from bench.replay.trace import Kind
+from bench.replay.translation import Translation
+from bench.replay.watching import WatchStream
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport import grpc
+from kvstore.transport.api import Kind as Shape
+
+SWEEP_US = 50_000
+SLICE_US = 500_000
+"""After so long whoever waits for its time looks whether it is told to stop."""
+CONNECT_TIMEOUT = 5.0
+WATCHES = "watches to cancel"
+LOST = "messages on streams that had ended"
+WITHHELD = frozenset(
+    (
+        *(f"Cluster/Member{what}" for what in ("Add", "Remove", "Update", "Promote")),
+        *(f"Maintenance/{what}" for what in ("MoveLeader", "Downgrade", "Alarm")),
+    )
+)
+
+
+def is_withheld(call: Call) -> bool:
+    """Is it no call for a server under test?"""
+    name = call.rpc.name.decode()
+    return name in WITHHELD or name.startswith("Auth/")
+
+
+class Line:
+    """One connection of the replay."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+        self.connection: Connection | None = None
+        self.number = -1
+
+    @property
+    def usable(self) -> bool:
+        """Can calls be sent?"""
+        return self.connection is not None and self.connection.usable
+
+    async def connect(self, number: int) -> bool:
+        """Make the connection; False: it cannot be had."""
+        host, port = self._address
+        settled = asyncio.Event()
+        connection = Connection(f"{host}:{port}", settled.set, settled.set)
+        self.connection, self.number = connection, number
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: connection, host, port)
+                await settled.wait()
+        return connection.usable
+
+
+class Pieces:
+    """The sink of a server's stream, which is one answer in pieces."""
+
+    def __init__(self, player: "Player", line: Line, sending: Sending) -> None:
+        self._player, self._line, self._sending = player, line, sending
+        self._answers: list[bytes] = []
+        self.until_us = now_us() + player.timeout_us
+        self.stream = -1
+
+    def message(self, message: bytes, received_us: int, /) -> None:
+        """One piece."""
+        self._answers.append(message)
+
+    def ended(self, code: int, text: str, /) -> None:
+        """All of it is there, or not."""
+        self._player.pieces.discard(self)
+        self._player.answered(self._line, self._sending, code, self._answers, text)
+
+    def expire(self, now: int) -> None:
+        """Give up when the time is up."""
+        connection = self._line.connection
+        if now >= self.until_us and connection is not None:
+            connection.cancel(self.stream)
+
+
+class Leases:
+    """The sink of a stream of keep-alives; answers come in the order of requests."""
+
+    def __init__(self, player: "Player", line: Line) -> None:
+        self._player, self._line = player, line
+        self.sent: list[Sending] = []
+        self.over = False
+
+    def message(self, message: bytes, received_us: int, /) -> None:
+        """The next one is answered."""
+        if self.sent:
+            self._player.answered(self._line, self.sent.pop(0), 0, [message], "")
+
+    def ended(self, code: int, text: str, /) -> None:
+        """What is unanswered stays so."""
+        self.over = True
+        for sending in self.sent:
+            self._player.answered(self._line, sending, code or grpc.CANCELLED, [], text)
+        self.sent.clear()
+
+
+class Player:
+    """One replay; ``run`` is the load, ``finish`` ends it."""
+
+    def __init__(
+        self,
+        script: Script,
+        translation: Translation,
+        recorders: Mapping[str, Recorder],
+        *,
+        host: str,
+        port: int,
+        speed: float,
+        timeout_us: int,
+        stop: asyncio.Event,
+    ) -> None:
+        self._script, self._translation = script, translation
+        self._recorders = recorders
+        self._address = host, port
+        self._speed = speed
+        self.timeout_us = timeout_us
+        self._stop = stop
+        self.counts = Counts()
+        self._calls = Calls(recorders, translation, self.counts)
+        self._over: dict[int, int] = {}
+        """Calls that are over, and when."""
+        self._waiting: dict[int, list[asyncio.Event]] = {}
+        self._lines: list[Line] = []
+        self._numbers = count()
+        self._watch_numbers = count()
+        self.watches: dict[int, WatchStream] = {}
+        """By call."""
+        self._leases: dict[int, Leases] = {}
+        self._streams: dict[int, tuple[Connection, int]] = {}
+        """Of calls that are streams: where they are."""
+        self.pieces: set[Pieces] = set()
+        self.connections_failed = 0
+        self._zero_us = 0
+        self._pending = 0
+
+    async def run(self, zero_us: int) -> None:
+        """Every act, and the answers to it."""
+        self._zero_us = zero_us
+        async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(self._sweep()), group.create_task(self._heed_stop())]
+            async with asyncio.TaskGroup() as clients:
+                for acts in self._script.acts.values():
+                    clients.create_task(self._follow(acts))
+            end_us = now_us() + self.timeout_us + MICROSECONDS
+            while self._pending and now_us() < end_us:
+                await wait_until(now_us() + 10_000)
+            for task in beside:
+                task.cancel()
+
+    @property
+    def behind(self) -> int | None:
+        """The revision up to which all open watches have come."""
+        found = [stream.behind for stream in self.watches.values()]
+        return min((revision for revision in found if revision is not None), default=None)
+
+    def ask_progress(self) -> None:
+        """Request progress on all streams of watches."""
+        message = pb.WatchRequest(progress_request=pb.WatchProgressRequest()).SerializeToString()
+        for call, stream in self.watches.items():
+            if stream.behind is not None:
+                connection, number = self._streams[call]
+                connection.send(number, message)
+
+    def finish(self) -> None:
+        """Record watches that are open, and close all connections."""
+        for stream in self.watches.values():
+            stream.finish()
+        for line in self._lines:
+            if line.connection is not None:
+                line.connection.close()
+
+    async def _sweep(self) -> None:
+        while True:
+            now = now_us()
+            for line in self._lines:
+                if line.connection is not None:
+                    line.connection.expire(now)
+            for pieces in list(self.pieces):
+                pieces.expire(now)
+            await wait_until(now + SWEEP_US)
+
+    async def _heed_stop(self) -> None:
+        """Nobody waits for what will not be sent."""
+        await self._stop.wait()
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+
+    # Acts.
+
+    async def _follow(self, acts: list[Act]) -> None:
+        line = Line(*self._address)
+        self._lines.append(line)
+        answered_us = 0
+        for act in acts:
+            due_us = self._zero_us + int(act.at / self._speed)
+            for call in act.after:
+                answered_us = max(answered_us, await self._end_of(call))
+            ready_us = max(due_us, answered_us)
+            request = self._request(act)
+            if request is not None:
+                for call in self._translation.needs(request):
+                    if call < act.call.number:
+                        ready_us = max(ready_us, await self._end_of(call))
+            while now_us() < due_us and not self._stop.is_set():
+                await wait_until(min(due_us, now_us() + SLICE_US))
+            if self._stop.is_set():
+                return
+            if not line.usable and not await line.connect(next(self._numbers)):
+                self.connections_failed += 1
+            await self._do(line, act, request, ready_us)
+
+    def _request(self, act: Act) -> Message | None:
+        """What the act sends."""
+        unary = act.call.rpc.kind is Shape.UNARY
+        if act.kind != (Kind.BEGIN if unary else Kind.UP):
+            return None
+        request = act.call.rpc.request()
+        request.ParseFromString(act.message)
+        return request
+
+    async def _end_of(self, call: int) -> int:
+        """Wait until a call is over; gives when that was."""
+        if call not in self._over and not self._stop.is_set():
+            event = asyncio.Event()
+            self._waiting.setdefault(call, []).append(event)
+            await event.wait()
+        return self._over.get(call, 0)
+
+    def _mark(self, call: int) -> None:
+        self._over[call] = now_us()
+        for event in self._waiting.pop(call, ()):
+            event.set()
+
+    async def _do(self, line: Line, act: Act, request: Message | None, due_us: int) -> None:
+        call = act.call
+        if is_withheld(call):
+            if act.kind == Kind.BEGIN:
+                self.counts.withheld[call.rpc.name.decode()] += 1
+                self._mark(call.number)
+        elif isinstance(request, pb.WatchRequest):
+            await self._watch(line, call, request)
+        elif isinstance(request, pb.LeaseKeepAliveRequest):
+            self._keep_alive(line, call, request, due_us)
+        elif request is not None:
+            self._call(line, call, request, due_us)
+        elif call.number in self._streams:
+            connection, stream = self._streams[call.number]
+            if act.kind == Kind.HALF_CLOSE:
+                connection.half_close(stream)
+            elif act.kind == Kind.CANCEL:
+                connection.cancel(stream)
+
+    def _call(self, line: Line, call: Call, request: Message, due_us: int) -> None:
+        sending = self._calls.sending(call, request, line.number, due_us)
+        self._pending += 1
+        connection = line.connection
+        if connection is None or not connection.usable:
+            self.answered(line, sending, grpc.UNAVAILABLE, [], "no connection")
+        elif call.rpc.kind is Shape.UNARY:
+            raw = sending.request.SerializeToString()
+
+            def answered(code: int, message: bytes, text: str) -> None:
+                self.answered(line, sending, code, [message], text)
+
+            connection.call(call.rpc.path, raw, answered, self.timeout_us)
+        else:
+            pieces = Pieces(self, line, sending)
+            self.pieces.add(pieces)
+            raw = sending.request.SerializeToString()
+            pieces.stream = connection.open(call.rpc.path, raw, pieces, end=True)
+            self._streams[call.number] = connection, pieces.stream
+
+    def answered(
+        self, line: Line, sending: Sending, code: int, answers: list[bytes], text: str
+    ) -> None:
+        """A call is over."""
+        connection = line.connection
+        done_us = connection.received_us if code == 0 and connection is not None else now_us()
+        sending.answered(code, answers, text, done_us)
+        self._pending -= 1
+        self._mark(sending.call.number)
+
+    async def _watch(self, line: Line, call: Call, request: pb.WatchRequest) -> None:
+        stream = self.watches.get(call.number)
+        cancel = request.cancel_request if request.HasField("cancel_request") else None
+        if cancel is not None and not await self._find(call, stream, cancel):
+            self._translation.unmapped[WATCHES] += 1
+            return
+        connection = line.connection
+        if connection is None or not connection.usable:
+            return
+        begin = stream is None
+        if stream is None:
+            stream = WatchStream(
+                line.number, call.connection, self._watch_numbers, self._recorders, self._shown
+            )
+            self.watches[call.number] = stream
+        if request.HasField("create_request") and not stream.over:
+            self._translation.request(call.connection, request.create_request)
+            stream.create(request.create_request)
+        raw = request.SerializeToString()
+        if begin:
+            number = connection.open(call.rpc.path, raw, stream)
+            self._streams[call.number] = connection, number
+        elif stream.over:
+            self._translation.unmapped[LOST] += 1
+        else:
+            on, number = self._streams[call.number]
+            on.send(number, raw)
+
+    def _shown(self, key: bytes, revision: int) -> None:
+        self._translation.shown(key, revision)
+
+    async def _find(
+        self, call: Call, stream: WatchStream | None, cancel: pb.WatchCancelRequest
+    ) -> bool:
+        """Name the watch to cancel as the server does; False: there is none."""
+        if stream is None or cancel.watch_id not in call.created:
+            return False
+        made = stream.created(call.created.index(cancel.watch_id))
+        if made is None:
+            return False
+        await asyncio.wait((made,), timeout=self.timeout_us / MICROSECONDS)
+        if not made.done() or made.cancelled():
+            return False
+        cancel.watch_id = made.result()
+        return True
+
+    def _keep_alive(
+        self, line: Line, call: Call, request: pb.LeaseKeepAliveRequest, due_us: int
+    ) -> None:
+        connection = line.connection
+        sending = self._calls.sending(call, request, line.number, due_us)
+        if connection is None or not connection.usable or not request.ID:
+            return
+        self._pending += 1
+        leases = self._leases.get(call.number)
+        if leases is None or leases.over:
+            leases = self._leases[call.number] = Leases(self, line)
+            leases.sent.append(sending)
+            number = connection.open(call.rpc.path, request.SerializeToString(), leases)
+            self._streams[call.number] = connection, number
+        else:
+            leases.sent.append(sending)
+            on, number = self._streams[call.number]
+            on.send(number, request.SerializeToString())
