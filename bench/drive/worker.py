@@ -25,6 +25,7 @@ import json
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -296,6 +297,7 @@ async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., 
 
 async def _main(folder: Path, part: int) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_fail)
     read = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(read), sys.stdin)
 
@@ -312,5 +314,27 @@ async def _main(folder: Path, part: int) -> None:
     say(said="finished", connections_failed=worker.site.connections_failed)
 
 
+def _fail(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An error of ours that reached the loop ends the process: it is not the server's fault."""
+    error = context.get("exception")
+    if isinstance(error, OSError):  # of a connection, which is told that it is lost
+        return
+    if isinstance(error, BaseException):
+        traceback.print_exception(error)
+    else:
+        sys.stderr.write(f"{context['message']}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def run(folder: Path, part: int) -> None:
+    """Be that process; what ends it early is told in the last line of stderr."""
+    try:
+        uvloop.run(_main(folder, part))
+    except ExceptionGroup as group:
+        traceback.print_exception(group)
+        sys.exit(str(group.exceptions[0]))
+
+
 if __name__ == "__main__":
-    uvloop.run(_main(Path(sys.argv[1]), int(sys.argv[2])))
+    run(Path(sys.argv[1]), int(sys.argv[2]))

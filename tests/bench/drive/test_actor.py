@@ -1,6 +1,7 @@
 """Actors: what each verb sends, what conflicts, refusals and silence make of a step."""
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -100,7 +101,7 @@ async def test_conflicts_end() -> None:
     async with living(PODS) as world:
         world.store.put(KEY, other())
         for seq in range(ATTEMPTS_MAX):
-            world.store.before.append(lambda seq=seq: world.store.put(KEY, other(seq)))
+            world.store.before.append(partial(world.store.put, KEY, other(seq)))
         await world.done(UPDATE, GET)
         tried = [(Verb.UPDATE, Outcome.CONFLICT)] * ATTEMPTS_MAX
         assert [*tried, (Verb.GET, Outcome.OK)] == outcomes(world)[-1 - ATTEMPTS_MAX :]

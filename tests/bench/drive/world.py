@@ -36,6 +36,7 @@ class Store(FakeEtcd):
         self.silent: set[bytes] = set()
         self.before: deque[Callable[[], object]] = deque()
         """Done right before the next Txns, one each: somebody is faster."""
+        self.after_range: Callable[[], object] = lambda: None
         self.asked: list[tuple[bytes, bytes]] = []
 
     def methods(self) -> list[Method]:
@@ -63,7 +64,10 @@ class Store(FakeEtcd):
             raise StatusError(*self.refusals[path].popleft())
         if path == requests.TXN and self.before:
             self.before.popleft()()
-        return handler(message, call)
+        answer = handler(message, call)
+        if path == requests.RANGE:
+            self.after_range()
+        return answer
 
     def put(self, key: bytes, value: bytes) -> int:
         """Somebody else writes."""

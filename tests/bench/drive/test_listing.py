@@ -1,0 +1,86 @@
+"""Lists as apiservers page them, with errors on every page."""
+
+import pytest
+
+from bench.client import requests
+from bench.clock import now_us
+from bench.drive.listing import Listing, Origin
+from bench.plan import Verb
+from bench.records import ITEMS, OPS, Outcome
+from tests.bench.drive.world import PODS, World, living
+from tests.transport.running import eventually
+
+
+async def listed(world: World, limit: int, revision: int = 0) -> tuple[int, list[bytes]]:
+    """What a list reports, and the keys that it showed."""
+    told: list[int] = []
+    shown: list[bytes] = []
+    origin = Origin(3, 4, b"test")
+    line = world.apiserver.line(PODS)
+    listing = Listing(
+        world.site, line, PODS, origin, told.append, lambda key, *_: shown.append(key)
+    )
+    listing.begin(now_us(), limit=limit, revision=revision)
+    await eventually(lambda: bool(told))
+    assert len(told) == 1
+    return told[0], shown
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 6])
+async def test_pages(limit: int) -> None:
+    """Pages of any size show every key below the prefix once, and no other."""
+    keys = [PODS + b"%d" % n for n in range(5)]
+    async with living(prefix=b"/mine") as world:
+        for key in [*keys, b"/registry/podsets/x"]:
+            world.store.put(b"/mine" + key, b"{}")
+        world.store.put(keys[0], b"not ours")
+        head = world.store.revision
+        assert (head, keys) == await listed(world, limit)
+        assert keys == world.column(ITEMS, "key")
+        pages = world.rows(OPS, verb=Verb.LIST)
+        assert len(pages) == (-(-5 // limit) if limit else 1)
+        assert [0, *[head] * (len(pages) - 1)] == [page["at"] for page in pages]
+        assert {(3, 4, b"test", PODS)} == {
+            (page["actor"], page["step"], page["role"], page["key"]) for page in pages
+        }
+
+
+async def test_later_pages_are_of_the_first_ones_revision() -> None:
+    """What is written while pages are read does not show in them."""
+    async with living() as world:
+        keys = [PODS + b"%d" % n for n in range(4)]
+        revisions = [world.store.put(key, b"{}") for key in keys]
+        world.store.after_range = lambda: world.store.put(PODS + b"3", b"new")
+        assert (revisions[-1], keys) == await listed(world, 2)
+        assert revisions == world.column(ITEMS, "mod")
+        assert world.store.revision == revisions[-1] + 2
+
+
+@pytest.mark.parametrize("page", [0, 1])
+async def test_error(page: int) -> None:
+    """A page that cannot be had ends the list with its code; pages before it are recorded."""
+    async with living() as world:
+
+        def compacted() -> None:
+            world.store.compacted = world.store.put(PODS + b"0", b"{}")
+
+        for n in range(4):
+            world.store.put(PODS + b"%d" % n, b"{}")
+        if page:
+            world.store.after_range = compacted
+        else:
+            world.store.refusals[requests.RANGE].append((8, "too many requests"))
+        revision, _ = await listed(world, 2)
+        assert revision == (-11 if page else -8)
+        wanted = [Outcome.OK] * page + [Outcome.REFUSED]
+        assert wanted == world.column(OPS, "outcome", verb=Verb.LIST)
+
+
+async def test_no_connection() -> None:
+    """A list without a connection is over at once, and recorded."""
+    async with living() as world:
+        for line in world.lines():
+            line.give_up()
+        await eventually(lambda: all(line.connection is None for line in world.lines()))
+        assert (-14, []) == await listed(world, 2)
+        assert [Outcome.UNKNOWN] == world.column(OPS, "outcome", verb=Verb.LIST)
