@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell command -v $(name))))
 BIN := .venv/bin
 PROTOC := $(BIN)/python -m grpc_tools.protoc --plugin=$(BIN)/protoc-gen-mypy -I kvstore/pb=protos
-.PHONY: run test venv verify verify-proto fix proto lock test-compat test-kube sim
+.PHONY: run test venv verify verify-proto fix proto lock test-compat test-kube sim bench test-bench
 
 run: venv
 	$(BIN)/kvstore serve --data-dir ./data
@@ -51,3 +51,9 @@ test-compat: venv
 
 test-kube: venv
 	tests/kube/run
+
+bench: venv
+	$(BIN)/kvstore-bench gate bench/gates/xs.yaml --out build/bench/$$(date +%Y%m%d-%H%M%S)
+
+test-bench: venv
+	$(BIN)/kvstore-bench gate bench/gates/ci.yaml --out build/bench/$$(date +%Y%m%d-%H%M%S)
