@@ -3,8 +3,9 @@
 When the server granted is known to lie between a call's sending and its answer, so a key is gone
 too early if that is *seen* sooner than the time to live after the sending, and too late if it is
 there (another write found it, or nobody saw it go) longer than that after the answer, and
-``LATE_US``. Nobody keeps leases alive here. A restarted server may grant the whole time anew, as
-etcd's new leader does; a pause or a lost connection delays what is seen.
+``LATE_US``. Leases that somebody revokes or keeps alive are not judged. A restarted server may
+grant the whole time anew, as etcd's new leader does; a pause or a lost connection delays what is
+seen.
 """
 
 import numpy as np
@@ -39,8 +40,9 @@ class _Grants:
         latest = _extended(case, ops["done"][rows] + ttl_us, ttl_us)
         found = np.minimum(np.searchsorted(ids, history.lease), len(ids) - 1)
         self.known = (ids[found] == history.lease) & (history.type == EventType.PUT)
-        revoked = ops["lease"][ops["verb"] == Verb.REVOKE]
-        self.known &= ~np.isin(history.lease, revoked)
+        # Of a recorded trace: revoked, or kept alive by a call that is OTHER to judges.
+        other = ops["lease"][np.isin(ops["verb"], (Verb.REVOKE, Verb.OTHER))]
+        self.known &= ~np.isin(history.lease, other)
         self.earliest[self.known] = (ops["sent"][rows] + ttl_us)[found][self.known]
         self.latest[self.known] = latest[found][self.known] + LATE_US
 

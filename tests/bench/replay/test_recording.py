@@ -1,6 +1,7 @@
 """A client behind the proxy is served as without it, and the file holds what was said."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import grpc
@@ -23,7 +24,7 @@ from tests.bench.replay.stand import (
     update,
     watch_from,
 )
-from tests.house import House, living, memory
+from tests.house import House, living, memory, page
 
 pytestmark = pytest.mark.slow
 PREFIX = b"/registry/pods/"
@@ -63,6 +64,13 @@ async def test_errors_come_through(tmp_path: Path) -> None:
     assert "lease not found" in end.text
 
 
+async def watchers(house: House) -> int:
+    """How many watches the server has."""
+    _, text = await page(house.metrics_port, "/metrics")
+    (line,) = re.findall(r"^etcd_debugging_mvcc_watcher_total (.*)$", text, re.MULTILINE)
+    return int(float(line))
+
+
 async def test_watch_is_served_and_kept(tmp_path: Path) -> None:
     """A watch gets its events through the proxy; every message is in the file; a cancel too."""
     async with recording(tmp_path / "trace") as stand, client(stand.port) as user:
@@ -73,8 +81,10 @@ async def test_watch_is_served_and_kept(tmp_path: Path) -> None:
         await user.txn(create(KEY, b"one"))
         shown = await stream.read()
         assert [e.kv.key for e in pb.WatchResponse.FromString(shown).events] == [KEY]
+        assert await watchers(stand.house) == 1
         stream.cancel()
         await user.range(pb.RangeRequest(key=KEY))
+        assert await watchers(stand.house) == 0
     (watching,) = stand.calls("Watch")
     rows = [(row.kind, row.message) for row in stand.of(watching.call)]
     up = (Kind.UP, watch_from(PREFIX))
