@@ -28,7 +28,6 @@ class Show:
         self.failed = False
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(
@@ -37,12 +36,14 @@ class Show:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if self._bar:
+            self._bars.stop()
 
     def progress(self, target: str, number: int, done: repetition.Progress) -> None:
         """How far a repetition is."""
         key = (target, number)
         if key not in self._bar:
+            self._bars.start()  # not before: a refusal is one line and nothing else
             name = f"{target} {number + 1}/{self._repetitions}"
             self._bar[key] = self._bars.add_task(name, total=done.duration_us, text="")
         text = f"{done.stage:9} {done.operations:>9,} operations {done.events:>9,} events"

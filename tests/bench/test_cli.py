@@ -1,0 +1,229 @@
+"""The command as users meet it: what it refuses, what it leaves behind, how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_REFUSED, main
+from bench.storms import STORMS
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "bench.cli"]
+SMALL = ["--seconds", "2", "--reps", "1", "--no-background", "--set", "lists_per_second=1"]
+SMALL += ["--set", "objects_per_kind=20"]
+"""A load that takes no time to speak of."""
+
+
+def fake(fault: str = "none", occasion: int = 1) -> str:
+    """The command of a small etcd, with a fault of the given name."""
+    return f"fake={sys.executable} -m tests.bench.fake_etcd {{port}} {fault} {occasion} {{dir}}"
+
+
+def say(*words: str) -> tuple[int, str]:
+    """Run the command in this process; its exit code, and all that it says."""
+    done = CliRunner().invoke(main, list(words))
+    return done.exit_code, done.output
+
+
+def run_storm(out: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a small storm in a process of its own."""
+    return subprocess.run(
+        [*COMMAND, "run", "selector-read", *SMALL, "--out", str(out), *words],
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        text=True,
+        timeout=120,
+    )
+
+
+@contextmanager
+def speaking(answer: bytes) -> Iterator[str]:
+    """A server that says one thing to everybody; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:
+                    return
+                with peer:
+                    peer.recv(1000)
+                    peer.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_storms_are_listed_with_what_they_do() -> None:
+    """A user finds every storm, and its parameters, without a manual."""
+    code, told = say("storms")
+    assert code == 0
+    assert list(STORMS) == [line.split()[0] for line in told.splitlines()]
+    code, told = say("storms", "swarm-burst")
+    assert code == 0
+    assert re.search(r"^claims +50 +300 +1000 +3000$", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["storms", "calm"], "no storm 'calm'; there are idle-background, "),
+        (["run", "calm"], "no storm 'calm'; there are idle-background, "),
+        (["run", "hot-status", "--preset", "xxl"], "no preset 'xxl'; there are xs, s, m, l"),
+        (["run", "hot-status", "--set", "claims=1"], "no parameter 'claims'; there are writers, "),
+        (["run", "hot-status", "--set", "writers=many"], "a whole number of 0 or more is wanted"),
+        (["run", "hot-status", "--set", "writers"], "--set writers: NAME=VALUE"),
+        (["run", "hot-status"], "nothing to measure: --start ours, --start etcd or --target"),
+        (["run", "hot-status", "--start", "redis"], "ours, etcd, kine, or NAME=COMMAND"),
+        (["run", "hot-status", "--start", "ours", "--start", "ours"], "two targets are named ours"),
+        (["run", "hot-status", "--target", "x=https://h:1"], "NAME=http://HOST:PORT"),
+        (["run", "hot-status", "--target", "x=h:port"], "--target x=h:port: "),
+        (["run", "hot-status", "--target", "../x=h:1"], "'../x' is no name for a target"),
+        (["run", "hot-status", "--start", "etcd", "--etcd-bin", "/none"], "/none: not a program"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(
+    tmp_path: Path, words: list[str], complaint: str
+) -> None:
+    """The line says what exists; nothing has been started or written."""
+    out = tmp_path / "out"
+    code, told = say(*words, *(["--out", str(out)] if words[0] == "run" else []))
+    assert code == EXIT_REFUSED
+    assert complaint in told
+    assert told.count("\n") == 1
+    assert not out.exists()
+
+
+def test_what_was_measured_is_not_overwritten(tmp_path: Path) -> None:
+    """A folder with anything in it is refused."""
+    (tmp_path / "kept").write_text("kept")
+    code, told = say("run", "hot-status", "--start", "ours", "--out", str(tmp_path))
+    assert code == EXIT_REFUSED
+    assert "nothing is overwritten" in told
+
+
+def test_a_rival_that_is_not_there_comes_with_the_way_to_build_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in PATH nor built by the tests: one line tells how."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("bench.targets._BUILT", tmp_path)
+    code, told = say("run", "hot-status", "--start", "etcd", "--out", str(tmp_path / "out"))
+    assert code == EXIT_REFUSED
+    assert "go build -o ../bin/etcdref36" in told
+
+
+def test_a_target_that_does_not_answer_is_told_apart(tmp_path: Path) -> None:
+    """Unreachable and not etcd are one line each, before anything is sent or written."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    out = ["--out", str(tmp_path / "out")]
+    code, told = say("run", "hot-status", "--target", f"x=127.0.0.1:{port}", *out)
+    assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
+    assert "cannot be reached" in told
+    with speaking(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        code, told = say("run", "hot-status", "--target", f"x={address}", *out)
+    assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
+    assert "does not speak HTTP/2" in told
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_report_that_can_be_made_again(tmp_path: Path) -> None:
+    """Verdicts, results and page are there; from raw data they come out the same."""
+    done = run_storm(tmp_path / "out", "--start", fake())
+    assert done.returncode == 0, done.stderr
+    made = {
+        name: (tmp_path / "out" / name).read_bytes() for name in ("results.json", "report.html")
+    }
+    code, told = say("report", str(tmp_path / "out"))
+    assert code == 0
+    assert "Reliable" in told
+    assert made == {name: (tmp_path / "out" / name).read_bytes() for name in made}
+
+
+@pytest.mark.slow
+def test_a_violation_fails_the_run_and_hides_its_speed(tmp_path: Path) -> None:
+    """The exit code says so, the evidence is shown, and no figure of that target is anywhere."""
+    done = run_storm(tmp_path / "out", "--start", fake("lost_event", 30))
+    assert done.returncode == EXIT_FAILED, done.stderr
+    assert "FAIL Reliable: 1 of" in done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    (target,) = results["targets"]
+    assert target["state"] == "FAIL"
+    assert not target["medians"]
+    assert "latency" not in done.stdout
+
+
+@pytest.mark.slow
+def test_interrupted_a_run_keeps_and_reports_what_there_is(tmp_path: Path) -> None:
+    """Ctrl-C ends the load in order: exit code 3, state INCOMPLETE, records and report."""
+    out = tmp_path / "out"
+    words = ["run", "selector-read", *SMALL, "--seconds", "60", "--out", str(out)]
+    with subprocess.Popen(
+        [*COMMAND, *words, "--start", fake()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        timer = threading.Timer(9.0, os.kill, (process.pid, signal.SIGINT))
+        timer.start()
+        said, complaint = process.communicate(timeout=60)
+        timer.join()
+    assert process.returncode == EXIT_INCOMPLETE, complaint
+    assert "INCOMPLETE" in said + complaint
+    facts = json.loads((out / "fake" / "0" / "run.json").read_text())
+    assert facts["state"] == "INCOMPLETE"
+    assert facts["load_end_us"] < 20_000_000
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_runs_is_left_as_it_was(tmp_path: Path) -> None:
+    """Not empty: refused, unless a prefix keeps the run apart; afterwards nothing of it is left."""
+    data = str(tmp_path / "data")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    serve = [str(Path(sys.executable).with_name("kvstore")), "serve", "--data-dir", data]
+    with subprocess.Popen(
+        [*serve, "--listen-client-urls", url], stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            while "ready to serve" not in server.stderr.readline():
+                pass
+            done = run_storm(tmp_path / "one", "--target", f"it={url}", "--prefix", "/theirs")
+            assert done.returncode == 0, done.stderr
+            records = tmp_path / "one" / "it" / "0"
+            assert json.loads((records / "run.json").read_text())["prefix"] == "/theirs"
+            done = run_storm(tmp_path / "two", "--target", f"it={url}")
+            assert done.returncode == 0, done.stderr  # the first run has cleaned up
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_folder_without_a_session_is_refused(tmp_path: Path, command: str) -> None:
+    """One line, no traceback."""
+    words = [str(tmp_path)] * (2 if command == "compare" else 1)
+    code, told = say(command, *words)
+    assert code == EXIT_REFUSED
+    assert told.count("\n") == 1
