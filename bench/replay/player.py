@@ -4,8 +4,9 @@ Each recorded connection is one connection and one task, which takes its acts in
 at its recorded time divided by the speed, or when the answers that it waits for are there, if that
 is later; latency counts from there. It waits for answers to the calls that were answered before it
 on its connection, for the calls, on whatever connection, that gave it a revision it compares with
-or a lease that it names, and before it cancels a watch for that watch to be created. A call that
-gets no answer is over after the timeout, so nothing waits for longer than that.
+or a lease that it names, and, on a stream of watches, for those to be created that were. It does
+not wait for events, which come in other pieces and at other times. A call that gets no answer is
+over after the timeout, so nothing waits for longer than that.
 
 What is not sent: calls that change who is a member, who leads, or who may log in. A unary call that
 its client gave up is not given up again; its answer is recorded. A connection is open until the
@@ -264,12 +265,16 @@ class Player:
 
     async def _do(self, line: Line, act: Act, request: Message | None, due_us: int) -> None:
         call = act.call
+        if act.created and call.number in self.watches:
+            made = self.watches[call.number].created(act.created - 1)
+            if made is not None and not made.done():
+                await asyncio.wait((made,), timeout=self.timeout_us / MICROSECONDS)
         if is_withheld(call):
             if act.kind == Kind.BEGIN:
                 self.counts.withheld[call.rpc.name.decode()] += 1
                 self._mark(call.number)
         elif isinstance(request, pb.WatchRequest):
-            await self._watch(line, call, request)
+            self._watch(line, call, request)
         elif isinstance(request, pb.LeaseKeepAliveRequest):
             self._keep_alive(line, call, request, due_us)
         elif request is not None:
@@ -311,10 +316,10 @@ class Player:
         self._pending -= 1
         self._mark(sending.call.number)
 
-    async def _watch(self, line: Line, call: Call, request: pb.WatchRequest) -> None:
+    def _watch(self, line: Line, call: Call, request: pb.WatchRequest) -> None:
         stream = self.watches.get(call.number)
         cancel = request.cancel_request if request.HasField("cancel_request") else None
-        if cancel is not None and not await self._find(call, stream, cancel):
+        if cancel is not None and not _name(call, stream, cancel):
             self._translation.unmapped[WATCHES] += 1
             return
         connection = line.connection
@@ -342,21 +347,6 @@ class Player:
     def _shown(self, key: bytes, revision: int) -> None:
         self._translation.shown(key, revision)
 
-    async def _find(
-        self, call: Call, stream: WatchStream | None, cancel: pb.WatchCancelRequest
-    ) -> bool:
-        """Name the watch to cancel as the server does; False: there is none."""
-        if stream is None or cancel.watch_id not in call.created:
-            return False
-        made = stream.created(call.created.index(cancel.watch_id))
-        if made is None:
-            return False
-        await asyncio.wait((made,), timeout=self.timeout_us / MICROSECONDS)
-        if not made.done() or made.cancelled():
-            return False
-        cancel.watch_id = made.result()
-        return True
-
     def _keep_alive(
         self, line: Line, call: Call, request: pb.LeaseKeepAliveRequest, due_us: int
     ) -> None:
@@ -375,3 +365,14 @@ class Player:
             leases.sent.append(sending)
             on, number = self._streams[call.number]
             on.send(number, request.SerializeToString())
+
+
+def _name(call: Call, stream: WatchStream | None, cancel: pb.WatchCancelRequest) -> bool:
+    """Name the watch to cancel as the server does; False: there is none."""
+    if stream is None or cancel.watch_id not in call.created:
+        return False
+    made = stream.created(call.created.index(cancel.watch_id))
+    if made is None or not made.done() or made.cancelled():
+        return False
+    cancel.watch_id = made.result()
+    return True

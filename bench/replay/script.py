@@ -71,6 +71,8 @@ class Act(NamedTuple):
     call: Call
     message: bytes
     after: tuple[int, ...]
+    created: int
+    """Watches that the client had been told of on this stream."""
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ def read_script(rows: Iterable[Row]) -> Script:
             if row.kind == Kind.UP or (row.kind == Kind.BEGIN and call.rpc.kind is Shape.UNARY):
                 call.messages.append(row.message)
             after = tuple(answered.pop(row.connection, ()))
-            act = Act(row.at, row.kind, call, row.message, after)
+            act = Act(row.at, row.kind, call, row.message, after, len(call.created))
             script.acts.setdefault(row.connection, []).append(act)
         elif row.kind == Kind.DOWN:
             _down(call, row.message)

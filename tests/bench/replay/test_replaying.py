@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.plan import Verb
-from bench.records import OPS, Records
+from bench.records import OPS, WATCHES, Records
 from bench.replay import proxy
 from bench.replay.session import Playing, Replayed, Wish, replay
 from bench.replay.trace import Kind, Row, TraceWriter
@@ -136,6 +136,17 @@ async def test_replay_ends_in_the_same_state(tmp_path: Path, scrub: bool) -> Non
     verbs = {Verb(verb) for verb in ops["verb"].tolist()}
     assert {Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.LIST, Verb.COUNT, Verb.GRANT} <= verbs
     assert {Verb.REVOKE, Verb.COMPACT, Verb.OTHER} <= verbs
+    pages = ops.where(ops["verb"] == Verb.LIST)
+    assert pages["attempt"].tolist() == [0, 1]
+    # Revisions that were told and asked for again are those of this store, ten further on.
+    assert pages["at"].tolist() == [0, pages["revision"][0]]
+    starts = Records(done.folder).frame(WATCHES)["start"].tolist()
+    assert sorted(starts)[0::2] == [0, pages["revision"][0] + 1]
+    (compact,) = ops.where((ops["verb"] == Verb.COMPACT) & (ops["at"] > 0))["at"].tolist()
+    (then,) = [
+        pb.CompactionRequest.FromString(row.message).revision for row in stand.calls("Compact")
+    ]
+    assert then < compact < pages["revision"][0]
 
 
 async def test_however_fast_nothing_is_sent_before_what_it_follows_from(tmp_path: Path) -> None:
