@@ -118,6 +118,10 @@ class Connection(asyncio.Protocol):
         self.received_us = 0
         self.lost = False
 
+    async def connect(self, host: str, port: int, group: asyncio.TaskGroup) -> None:
+        """Raises ``OSError``; a client with tasks would have them in the group."""
+        await asyncio.get_running_loop().create_connection(lambda: self, host, port)
+
     # Sending.
 
     @property

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from bench import records
-from bench.client.connection import WINDOW_BYTES, Answered, Connection
+from bench.client.connection import WINDOW_BYTES, Answered, Connection, Sink
 from bench.drive.ticker import Ticker
 
 UNKNOWN_CODES = frozenset((1, 2, 4, 13, 14))
@@ -14,6 +15,54 @@ UNKNOWN_CODES = frozenset((1, 2, 4, 13, 14))
 RECONNECT_US = 100_000
 _PART_BITS = 40
 """Numbers of one process begin at its part shifted by this, so that they are unique in the run."""
+
+
+class Client(Protocol):
+    """A connection, whoever wrote its client: see ``bench.client.connection.Connection``."""
+
+    received_us: int
+
+    async def connect(self, host: str, port: int, group: asyncio.TaskGroup) -> None:
+        """Raises ``OSError``."""
+
+    @property
+    def usable(self) -> bool:
+        """May calls be made?"""
+
+    def call(self, path: bytes, message: bytes, answered: Answered, timeout_us: int) -> None:
+        """A unary call."""
+
+    def open(self, path: bytes, message: bytes, sink: Sink, *, end: bool = False) -> int:
+        """A stream."""
+
+    def send(self, stream: int, message: bytes) -> None:
+        """One more message."""
+
+    def grant(self, stream: int, size: int) -> None:
+        """Credit for a stream that is read slowly."""
+
+    def cancel(self, stream: int) -> None:
+        """Give a stream up."""
+
+    def expire(self, now: int) -> None:
+        """End overdue calls."""
+
+    def close(self, *, reset: bool = False) -> None:
+        """End the connection."""
+
+
+class Making(Protocol):
+    """How a connection is made."""
+
+    def __call__(
+        self,
+        authority: str,
+        on_ready: Callable[[], None],
+        on_lost: Callable[[], None],
+        *,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> Client:
+        """One that is to be connected."""
 
 
 @dataclass(slots=True)
@@ -29,6 +78,7 @@ class Site:
     timeout_us: int
     ticker: Ticker
     recorders: dict[str, records.Recorder]
+    make: Making = Connection
     zero_us: int = 0
     connections_failed: int = 0
     stopping: bool = False
@@ -66,13 +116,13 @@ class Line:
         self.on_up: Callable[[], None] | None = None
         """Called each time that the connection is usable."""
         self._window_bytes = window_bytes
-        self._connection: Connection | None = None
+        self._connection: Client | None = None
         self._making: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._over = False
 
     @property
-    def connection(self) -> Connection | None:
+    def connection(self) -> Client | None:
         """The usable one, if there is."""
         found = self._connection
         return found if found is not None and found.usable else None
@@ -88,13 +138,13 @@ class Line:
 
     async def _make(self) -> None:
         site = self.site
+        assert self._group is not None
         self.number = next(site.numbers)
-        connection = Connection(
+        connection = self._connection = site.make(
             f"{site.host}:{site.port}", self._usable, self._lost, window_bytes=self._window_bytes
         )
-        self._connection = connection
         try:
-            await site.loop.create_connection(lambda: connection, site.host, site.port)
+            await connection.connect(site.host, site.port, self._group)
         except OSError:
             site.connections_failed += 1
             self._lost()

@@ -35,12 +35,12 @@ from typing import Any, TypedDict
 import uvloop
 
 from bench import plan, records
-from bench.client.connection import SMALL_WINDOW_BYTES, WINDOW_BYTES
+from bench.client.connection import SMALL_WINDOW_BYTES, WINDOW_BYTES, Connection
 from bench.clock import now_us
 from bench.drive.actor import Acting
 from bench.drive.apiserver import Apiserver
 from bench.drive.preload import Preload
-from bench.drive.site import Line, Site
+from bench.drive.site import Line, Making, Site
 from bench.drive.ticker import Ticker
 from bench.drive.watching import Watching
 
@@ -68,6 +68,17 @@ class Assignment(TypedDict):
     seed: int
     parts: int
     timeout_us: int
+    client: str
+    """``lean``, or ``grpcio`` to check it by."""
+
+
+def _making(client: str) -> Making:
+    """How connections are made by that client."""
+    if client == "lean":
+        return Connection
+    from bench.client.grpcio import GrpcioConnection  # noqa: PLC0415 - optional, and large
+
+    return GrpcioConnection
 
 
 class Worker:
@@ -87,6 +98,7 @@ class Worker:
             run=assignment["run"],
             prefix=assignment["prefix"].encode(),
             timeout_us=assignment["timeout_us"],
+            make=_making(assignment["client"]),
             ticker=Ticker(loop),
             recorders={table.name: records.Recorder(table) for table in records.TABLES},
         )

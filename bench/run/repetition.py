@@ -82,6 +82,7 @@ class Repetition:
             seed=order.seed,
             parts=facts["processes"],
             timeout_us=facts["timeout_us"],
+            client=facts["client"],
         )
         (order.folder / "assignment.json").write_text(json.dumps(assignment))
         asking = await self._reach()

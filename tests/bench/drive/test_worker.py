@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -75,6 +76,7 @@ async def serving() -> AsyncIterator[tuple[Store, int]]:
 
 def assign(folder: Path, made: Plan, port: int, **more: object) -> None:
     """What a process of the run needs, and what readers of its records need."""
+    folder.mkdir(exist_ok=True)
     (folder / "plan.pickle").write_bytes(pickle.dumps(made))
     assignment = {
         "plan": str(folder / "plan.pickle"),
@@ -291,3 +293,51 @@ async def test_an_error_of_our_own_ends_the_process(tmp_path: Path) -> None:
                 await crew.until("loaded", 30)
         finally:
             await crew.end()
+
+
+async def told(folder: Path, made: Plan, client: str) -> Counter[tuple[object, ...]]:
+    """A plan done by a process with that client: all calls, but for times and revisions."""
+    async with serving() as (_, port):
+        assign(folder, made, port, client=client)
+        crew = Crew(folder, 1, lambda *_: None)
+        await crew.start()
+        try:
+            for do, said in (("prepare", "prepared"), ("watch", "ready")):
+                crew.order(do)
+                await crew.until(said, 20)
+            crew.order("load", zero_us=now_us() + 50_000)
+            await crew.until("loaded", 30)
+            crew.order("finish")
+            await crew.until("finished", 30)
+        finally:
+            await crew.end()
+    records = Records(folder)
+    ops, events = records.frame(OPS), records.frame(EVENTS)
+    keys, roles = ops.text("key"), ops.text("role")
+    found: Counter[tuple[object, ...]] = Counter(
+        (roles[role], actor, step, attempt, verb, outcome, keys[key], mark)
+        for role, actor, step, attempt, verb, outcome, key, mark in zip(
+            *(ops["role"], ops["actor"], ops["step"], ops["attempt"]),
+            *(ops["verb"], ops["outcome"], ops["key"], ops["digest"]),
+            strict=True,
+        )
+    )
+    return found + Counter(zip(events["digest"].tolist(), events["type"].tolist(), strict=True))
+
+
+@pytest.mark.slow
+@ONCE
+async def test_both_clients_do_the_same(tmp_path: Path) -> None:
+    """Whoever's client it is, a plan is the same calls with the same answers and events."""
+    steps = [
+        Step(Verb.CREATE, PODS + b"new", "create", 0, shape="pod", size=40_000),
+        UPDATE._replace(key=PODS + b"new", size=100_000),
+        Step(Verb.LIST, PODS, "list", limit=30),
+        Step(Verb.DELETE, PODS + b"new", "delete"),
+        Step(Verb.GET, PODS + b"new", "get"),
+    ]
+    made = plan_of([UPDATE] * 5, steps)
+    lean = await told(tmp_path / "lean", made, "lean")
+    grpcio = await told(tmp_path / "grpcio", made, "grpcio")
+    assert lean == grpcio
+    assert lean.total() > 30
