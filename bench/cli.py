@@ -5,8 +5,9 @@ words, a target that cannot be had; 3, the session is incomplete.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,16 @@ from rich.console import Console
 
 from bench.clock import MICROSECONDS
 from bench.gate import GateError, complaints, read_gate
+from bench.options import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    chosen_targets,
+    refuse,
+    refuse_used,
+    target_options,
+)
 from bench.records import Records
+from bench.replay.commands import record, replay
 from bench.report import PAGE
 from bench.report import picture as draw
 from bench.report import report as make_report
@@ -31,26 +41,10 @@ from bench.run.crew import CrewError
 from bench.run.session import Runner, Wish
 from bench.run.show import Show
 from bench.storms import STORMS, Storm, find, parse_parameters
-from bench.targets import (
-    Binaries,
-    Target,
-    TargetError,
-    names_differ,
-    parse_start,
-    parse_target,
-)
+from bench.targets import Binaries, Target, TargetError
 
-EXIT_FAILED: Final = 1
-EXIT_REFUSED: Final = 2
-EXIT_INCOMPLETE: Final = 3
 PRESET_SECONDS: Final = {"xs": 30.0, "s": 300.0, "m": 300.0, "l": 300.0}
 """How long a load takes if nobody says."""
-
-
-def _refuse(complaint: object) -> "click.exceptions.Exit":
-    """One line on stderr, and the exit code for a wish that cannot be granted."""
-    click.echo(f"kvstore-bench: {complaint}", err=True)
-    return click.exceptions.Exit(EXIT_REFUSED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,7 +64,7 @@ def storms(storm: str | None) -> None:
     try:
         found = find(storm)
     except ValueError as error:
-        raise _refuse(error) from error
+        raise refuse(error) from error
     click.echo(f"{found.NAME}: {found.SUMMARY}\n")
     presets = found.PRESETS
     names = [field.name for field in fields(presets["xs"])]
@@ -79,22 +73,6 @@ def storms(storm: str | None) -> None:
     for name in names:
         row = "".join(f"{getattr(parameters, name):>12}" for parameters in presets.values())
         click.echo(f"{name:{width}}{row}")
-
-
-def _refuse_used(out: Path) -> None:
-    """What was measured is never overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise _refuse(f"--out {out}: not an empty folder, and nothing is overwritten")
-
-
-def _targets(starts: Sequence[str], attached: Sequence[str], binaries: Binaries) -> list[Target]:
-    """What is to be measured, in the order of the command line; raises ``TargetError``."""
-    targets = [parse_start(text, binaries) for text in starts]
-    targets += [parse_target(text) for text in attached]
-    if not targets:
-        raise TargetError("nothing to measure: --start ours, --start etcd or --target NAME=URL")
-    names_differ(targets)
-    return targets
 
 
 def _changes(assignments: Sequence[str]) -> dict[str, str]:
@@ -106,26 +84,6 @@ def _changes(assignments: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--set {assignment}: NAME=VALUE")
         changes[name] = text
     return changes
-
-
-def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The flags that name servers."""
-    for option in (
-        click.option("--kine-bin", metavar="FILE", help="kine, if not in PATH."),
-        click.option("--etcd-bin", metavar="FILE", help="etcd, if not in PATH."),
-        click.option(
-            "--target", "attached", multiple=True, metavar="NAME=URL", help="A server that runs."
-        ),
-        click.option(
-            "--start",
-            "starts",
-            multiple=True,
-            metavar="ours|etcd|kine|NAME=COMMAND",
-            help="A server to start on fresh data; a command has {port} and {dir} in it.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @main.command()
@@ -142,6 +100,13 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
 @click.option("--kill9", "kills", type=click.IntRange(min=0), default=0, help="Crashes per run.")
 @click.option("--background/--no-background", default=True, help="idle-background underneath.")
+@click.option(
+    "--client",
+    type=click.Choice(["lean", "grpcio"]),
+    default="lean",
+    show_default=True,
+    help="grpcio: slower, and somebody else's; it checks what the lean one measures.",
+)
 @click.option("--capacity", is_flag=True, help="Search the highest rate that holds the gates.")
 @click.option("--p99-ms", default=Gates().latency_p99_ms, show_default=True, help="A gate.")
 @click.option("--watch-p99-ms", default=Gates().watch_lag_p99_ms, show_default=True, help="Too.")
@@ -163,6 +128,7 @@ def run(
     kills: int,
     *,
     background: bool,
+    client: str,
     capacity: bool,
     p99_ms: float,
     watch_p99_ms: float,
@@ -171,10 +137,12 @@ def run(
     try:
         chosen: Storm[Any] = find(storm)
         parameters = parse_parameters(chosen, preset, _changes(assignments))
-        targets = _targets(starts, attached, Binaries(etcd_bin, kine_bin))
+        targets = chosen_targets(starts, attached, Binaries(etcd_bin, kine_bin))
     except (ValueError, TargetError) as error:
-        raise _refuse(error) from error
-    _refuse_used(out)
+        raise refuse(error) from error
+    if client == "grpcio" and find_spec("grpc") is None:
+        raise refuse("--client grpcio: grpcio is not installed (the extra `grpcio`)")
+    refuse_used(out)
     wish = Wish(
         storm=chosen,
         preset=preset,
@@ -188,6 +156,7 @@ def run(
         processes=processes,
         timeout_us=int(timeout * MICROSECONDS),
         background=background,
+        client=client,
         kills=kills,
     )
     if capacity:
@@ -205,9 +174,9 @@ def _record(wish: Wish) -> int:
         try:
             session = uvloop.run(runner.run())
         except (TargetError, CrewError) as error:
-            raise _refuse(error) from error
+            raise refuse(error) from error
         except ExceptionGroup as group:
-            raise _refuse(group.exceptions[0]) from group
+            raise refuse(group.exceptions[0]) from group
     if session["state"] != "COMPLETE":
         return EXIT_INCOMPLETE
     return EXIT_FAILED if show.failed else 0
@@ -248,7 +217,7 @@ def report(folder: Path) -> None:
     try:
         _print(make_report(folder, measures))
     except (FileNotFoundError, MixedRunsError) as error:
-        raise _refuse(f"{folder}: {error}") from error
+        raise refuse(f"{folder}: {error}") from error
     click.echo(f"\n{folder / PAGE}")
 
 
@@ -271,11 +240,11 @@ def compare(first: Path, second: Path, *, force: bool) -> None:
     except UnequalSessionsError as error:
         for difference in error.args:
             click.echo(f"kvstore-bench: {difference}", err=True)
-        raise _refuse(
+        raise refuse(
             "these sessions are not comparable; --force compares them all the same"
         ) from error
     except FileNotFoundError as error:
-        raise _refuse(error) from error
+        raise refuse(error) from error
     console = Console()
     console.print(comparison_table(sessions))
     for remark in sessions.remarks:
@@ -322,10 +291,10 @@ def gate(file: Path, etcd_bin: str | None, kine_bin: str | None, out: Path) -> N
     """Run the storms of FILE; exit with 1 if a verdict or a ratio is worse than it says."""
     try:
         wanted = read_gate(file)
-        targets = _targets(wanted.targets, (), Binaries(etcd_bin, kine_bin))
+        targets = chosen_targets(wanted.targets, (), Binaries(etcd_bin, kine_bin))
     except (GateError, TargetError, OSError) as error:
-        raise _refuse(error) from error
-    _refuse_used(out)
+        raise refuse(error) from error
+    refuse_used(out)
     missed: list[str] = []
     for bar in wanted.bars:
         wish = Wish(
@@ -346,6 +315,9 @@ def gate(file: Path, etcd_bin: str | None, kine_bin: str | None, out: Path) -> N
     click.echo(f"{len(wanted.bars)} storms, {len(missed)} bars missed")
     raise click.exceptions.Exit(EXIT_FAILED if missed else 0)
 
+
+main.add_command(record)
+main.add_command(replay)
 
 if __name__ == "__main__":
     sys.exit(main())

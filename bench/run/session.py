@@ -51,6 +51,8 @@ class Wish:
     processes: int = 1
     timeout_us: int = 10 * MICROSECONDS
     background: bool = True
+    client: str = "lean"
+    """Or ``grpcio``, to check the lean one by."""
     kills: int = 0
     ceiling: bool = True
     command_line: Sequence[str] = field(default_factory=lambda: sys.argv)
@@ -223,7 +225,7 @@ class Runner:
             finished_us=0,
             state="INCOMPLETE",
             processes=min(wish.processes, plan.apiservers),
-            client="lean",
+            client=wish.client,
             timeout_us=wish.timeout_us,
             connections_failed=0,
         )

@@ -61,7 +61,7 @@ async def grpcio() -> AsyncIterator[tuple[int, Callable[[], Awaitable[None]]]]:
     handler = _Echoing()
     with ThreadPoolExecutor(8) as threads:
         options = [("grpc.max_receive_message_length", -1)]
-        server = grpc.server(threads, handlers=(handler,), options=options)
+        server = grpc.server(threads, handlers=[handler], options=options)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
 
