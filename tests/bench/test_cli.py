@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.cli import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_REFUSED, main
+from bench.cli import main
+from bench.options import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_REFUSED
 from bench.storms import STORMS
 
 ROOT = Path(__file__).parents[2]
