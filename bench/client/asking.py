@@ -7,6 +7,7 @@ from bench.client.connection import Connection
 from bench.clock import now_us, wait_until
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport import grpc
 
 TIMEOUT = 10.0
 CALL_TIMEOUT_US = 60_000_000
@@ -21,6 +22,21 @@ class AskError(Exception):
         super().__init__(text)
         self.code = code
         self.text = text
+
+
+class _Ending:
+    """A ``Sink`` that tells how a stream ended."""
+
+    def __init__(self, over: "asyncio.Future[int]") -> None:
+        self._over = over
+
+    def message(self, _message: bytes, _received_us: int) -> None:
+        """Of no interest."""
+
+    def ended(self, code: int, _text: str) -> None:
+        """The stream is over."""
+        if not self._over.done():
+            self._over.set_result(code)
 
 
 class Asking:
@@ -92,6 +108,17 @@ class Asking:
             if len(answer.kvs) >= answer.count or not answer.kvs:
                 return revision, found
             start = answer.kvs[-1].key + b"\0"
+
+    async def has_range_stream(self, key: bytes) -> bool:
+        """Does the server answer RangeStream with anything but UNIMPLEMENTED?"""
+        over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        message = requests.read(key, limit=1)
+        self._connection.open(requests.RANGE_STREAM, message, _Ending(over), end=True)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                return await over != grpc.UNIMPLEMENTED
+        except TimeoutError as error:
+            raise AskError(4, "no answer to RangeStream") from error
 
     async def delete(self, prefix: bytes) -> None:
         """Delete all keys with the prefix."""

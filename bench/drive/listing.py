@@ -1,6 +1,8 @@
-"""One LIST as kube-apiserver pages it: every page at the revision of the first.
+"""One LIST as kube-apiserver makes it: in pages at the revision of the first, or as one stream.
 
-Each page is one call and one row; what it shows are rows of ITEMS.
+Each page, and a whole stream, is one call and one row; what it shows are rows of ITEMS.
+A site that streams does so for lists of apiservers and watchers, as kube-apiserver's caches do
+(apiserver, pkg/storage/etcd3/store.go); actors page.
 """
 
 from collections.abc import Callable
@@ -31,6 +33,22 @@ class Origin(NamedTuple):
     role: bytes
 
 
+class _Stream:
+    """The chunks of a RangeStream, put together. A ``Sink``."""
+
+    def __init__(self, answered: Callable[[int, pb.RangeResponse, str], None]) -> None:
+        self._answered = answered
+        self._answer = pb.RangeResponse()
+
+    def message(self, message: bytes, _received_us: int) -> None:
+        """One chunk; only the last has header and count."""
+        self._answer.MergeFrom(pb.RangeStreamResponse.FromString(message).range_response)
+
+    def ended(self, code: int, text: str) -> None:
+        """All of it has come, or nothing follows."""
+        self._answered(code, self._answer, text)
+
+
 class Listing:
     """A list in progress; made, begun, and reported once through ``listed``."""
 
@@ -59,15 +77,23 @@ class Listing:
         asked = self._revision
         number = self._line.number
 
-        def answered(code: int, message: bytes, text: str) -> None:
+        def understood(code: int, shown: pb.RangeResponse, text: str) -> None:
             done_us = self._line.received_us() if code == 0 else now_us()
-            answer = pb.RangeResponse.FromString(message) if code == 0 else None
+            answer = shown if code == 0 else None
             self._record(operation, number, due_us, sent_us, done_us, asked, code, text, answer)
             if answer is None:
                 self._listed(-code)
             else:
                 self._take(operation, answer, done_us)
 
+        def answered(code: int, message: bytes, text: str) -> None:
+            understood(code, pb.RangeResponse.FromString(message), text)
+
+        connection = self._line.connection
+        if self._site.range_stream and self._origin.actor < 0 and connection is not None:
+            message = requests.read(start, self._end, revision=asked)
+            connection.open(requests.RANGE_STREAM, message, _Stream(understood), end=True)
+            return
         message = requests.read(start, self._end, limit=self._limit, revision=asked)
         self._line.call(requests.RANGE, message, answered)
 

@@ -79,6 +79,8 @@ class Site:
     ticker: Ticker
     recorders: dict[str, records.Recorder]
     make: Making = Connection
+    range_stream: bool = False
+    """Lists of apiservers and watchers are streams; every target of the session has them."""
     zero_us: int = 0
     connections_failed: int = 0
     stopping: bool = False

@@ -70,6 +70,8 @@ class Assignment(TypedDict):
     timeout_us: int
     client: str
     """``lean``, or ``grpcio`` to check it by."""
+    range_stream: bool
+    """Do all targets have RangeStream?"""
 
 
 def _making(client: str) -> Making:
@@ -99,6 +101,7 @@ class Worker:
             prefix=assignment["prefix"].encode(),
             timeout_us=assignment["timeout_us"],
             make=_making(assignment["client"]),
+            range_stream=assignment["range_stream"],
             ticker=Ticker(loop),
             recorders={table.name: records.Recorder(table) for table in records.TABLES},
         )

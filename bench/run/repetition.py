@@ -49,6 +49,8 @@ class Order:
     facts: Facts
     """As far as they are known beforehand."""
     seed: int
+    range_stream: bool
+    """Lists are streams."""
     stop: asyncio.Event
     """Set when the user wants to end: records are kept."""
     show: Callable[[Progress], None]
@@ -83,6 +85,7 @@ class Repetition:
             parts=facts["processes"],
             timeout_us=facts["timeout_us"],
             client=facts["client"],
+            range_stream=order.range_stream,
         )
         (order.folder / "assignment.json").write_text(json.dumps(assignment))
         asking = await self._reach()

@@ -26,7 +26,7 @@ from bench.run.ceiling import measure as measure_ceiling
 from bench.run.repetition import Order, Progress, Repetition, clean
 from bench.storms import Storm
 from bench.storms import idle_background as background
-from bench.targets import Running, Target, TargetError
+from bench.targets import START_TIMEOUT, Running, Target, TargetError
 from bench.verdicts import Verdict
 
 WARM_UP_PARTS = 10
@@ -99,6 +99,7 @@ class Runner:
         self._show = show
         self._told = told
         self._stop = asyncio.Event()
+        self._range_stream = True
 
     async def run(self) -> Session:
         """Raises ``TargetError``, ``CrewError`` before or while a target is measured."""
@@ -106,8 +107,7 @@ class Runner:
         plan = make_plan(wish)
         refuse_impossible(wish, plan)
         for target in wish.targets:
-            if not target.started:
-                await self._check_attached(target)
+            await self._check(target)
         wish.out.mkdir(parents=True, exist_ok=True)
         plan_file = wish.out / "plan.pickle"
         plan_file.write_bytes(pickle.dumps(plan))
@@ -148,6 +148,7 @@ class Runner:
             plan_file=plan_file,
             facts=self._facts(plan, target, repetition),
             seed=wish.seed,
+            range_stream=self._range_stream,
             stop=self._stop,
             show=show,
         )
@@ -163,15 +164,27 @@ class Runner:
         write_verdicts(folder, verdicts)
         self._told(target.name, repetition, verdicts)
 
-    async def _check_attached(self, target: Target) -> None:
+    async def _check(self, target: Target) -> None:
+        """See that a target can be had, and what it has; raises ``TargetError``."""
+        if not target.started:
+            await self._look_at(target, target.host, target.port, 0)
+            return
+        with Running(target) as server:
+            try:
+                await self._look_at(target, server.host, server.port, START_TIMEOUT)
+            except TargetError as error:
+                raise TargetError(f"{error} {server.log_tail()}".strip()) from error
+
+    async def _look_at(self, target: Target, host: str, port: int, seconds: float) -> None:
         """Raises ``TargetError``: unreachable, not etcd, or not empty."""
         prefix = self._wish.prefix
         try:
-            asking = await reach(target.host, target.port, 0)
+            asking = await reach(host, port, seconds)
             keys, _ = await asking.count(prefix.encode())
+            self._range_stream = self._range_stream and await asking.has_range_stream(prefix.encode() or b"\0")
             asking.close()
         except AskError as error:
-            where = f"{target.host}:{target.port}"
+            where = f"{host}:{port}"
             raise TargetError(f"{target.name} at {where} {error.text}") from error
         if keys:
             below = f" below {prefix}" if prefix else "; --prefix keeps a run apart"

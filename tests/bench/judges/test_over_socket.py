@@ -1,11 +1,9 @@
 """The generator against a server that commits one fault: it must be seen over the socket too."""
 
 import asyncio
-import os
 import pickle
 import sys
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -127,11 +125,11 @@ async def run(fault: Fault, after: int, folder: Path, seconds: float) -> list[Ve
         plan_file=plan_file,
         facts=facts,
         seed=1,
+        range_stream=False,
         stop=asyncio.Event(),
         show=lambda _: None,
     )
-    draw = Random(os.getpid())  # for free ports only
-    with Running(Target(name="fake", command=command), draw) as server:
+    with Running(Target(name="fake", command=command)) as server:
         await Repetition(order, server.host, server.port, server).run()
     return judge(Records(records))
 
