@@ -181,7 +181,8 @@ class Runner:
         try:
             asking = await reach(host, port, seconds)
             keys, _ = await asking.count(prefix.encode())
-            self._range_stream = self._range_stream and await asking.has_range_stream(prefix.encode() or b"\0")
+            has = await asking.has_range_stream(prefix.encode() or b"\0")
+            self._range_stream = self._range_stream and has
             asking.close()
         except AskError as error:
             where = f"{host}:{port}"
