@@ -70,7 +70,8 @@ class Calls:
                 if request.revision:
                     request.revision = found.revision
         if page is FIRST or not isinstance(request, pb.RangeRequest):
-            self.translation.request(call.connection, request)
+            lost = getattr(call.answer(), "succeeded", True) is False
+            self.translation.request(call.connection, request, lost=lost)
         shape = shape_of(request)
         inside = isinstance(request, pb.RangeRequest) and request.key != shape.key
         if shape.verb == Verb.LIST and page is FIRST and inside:

@@ -3,10 +3,10 @@
 Each recorded connection is one connection and one task, which takes its acts in turn. An act is due
 at its recorded time divided by the speed, or when the answers that it waits for are there, if that
 is later; latency counts from there. It waits for answers to the calls that were answered before it
-on its connection, for the calls, on whatever connection, that gave it a revision it compares with
-or a lease that it names, and, on a stream of watches, for those to be created that were. It does
-not wait for events, which come in other pieces and at other times. A call that gets no answer is
-over after the timeout, so nothing waits for longer than that.
+on its connection; for the calls, on whatever connection, that gave it a revision it compares with
+or a lease that it names, or that were faster than it; and, on a stream of watches, for those to be
+created that were. It does not wait for events, which come in other pieces and at other times. A
+call that gets no answer is over after the timeout, so nothing waits for longer than that.
 
 What is not sent: calls that change who is a member, who leads, or who may log in. A unary call that
 its client gave up is not given up again; its answer is recorded. A connection is open until the
@@ -230,7 +230,9 @@ class Player:
             ready_us = max(due_us, answered_us)
             request = self._request(act)
             if request is not None:
-                for call in self._translation.needs(request):
+                needed = self._translation.needs(request)
+                lost_to = self._translation.lost_to(act.call.answer())
+                for call in (*needed, *lost_to):
                     if call < act.call.number:
                         ready_us = max(ready_us, await self._end_of(call))
             while now_us() < due_us and not self._stop.is_set():

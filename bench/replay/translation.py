@@ -2,7 +2,8 @@
 
     compared revision   the revision at which the replayed call wrote that key which the recorded
                         one had written at it; else that at which a read of both showed the key;
-                        else the newest that is known of the key, which is counted
+                        else the newest that is known of the key, or one that it never had if
+                        the comparison failed when it was recorded; both are counted
     read or watched     on the connection that was told of it: what the same answer told in the
       revision          replay. Else, and for compactions: where the replay stands when all writes
                         recorded up to it and answered by now are done
@@ -12,10 +13,10 @@
     time to live        divided by the speed, at least a second
 
 What this cannot do: a revision inside a value stays what it was (``compact_rev_key``). Clients that
-raced may win in another order: their compares then fail or hold where others did, and the next one
-of the key compares with what is newest. Revisions of keys that somebody else wrote, past the proxy,
-are not known. History from before the recording is not there: a watch or read of it begins with the
-replay, which is counted.
+raced may win in another order, though one that lost waits for the write to which it lost, if that
+was sent before it: compares then fail or hold where others did. Revisions of keys that somebody
+else wrote, past the proxy, are not known. History from before the recording is not there: a watch
+or read of it begins with the replay, which is counted.
 """
 
 from bisect import bisect_right
@@ -154,16 +155,22 @@ class Translation:
         ):
             yield from self._granted(request.ID)
 
+    def lost_to(self, then: Message | None) -> Iterator[int]:
+        """Calls that had written what a call found whose comparison failed."""
+        if isinstance(then, pb.TxnResponse) and not then.succeeded:
+            for key, kv in _shown(then).items():
+                yield from _known(self._script.wrote.get((key, kv.mod_revision)))
+
     def _granted(self, lease: int) -> Iterator[int]:
         return _known(self._script.granted.get(lease))
 
-    def request(self, connection: int, request: Message) -> None:
-        """Make a recorded request one of the replay's."""
+    def request(self, connection: int, request: Message, *, lost: bool = False) -> None:
+        """Make a recorded request one of the replay's; ``lost``: its comparison failed."""
         match request:
             case pb.RangeRequest():
                 self._range(connection, request)
             case pb.TxnRequest():
-                self._txn(connection, request)
+                self._txn(connection, request, lost=lost)
             case pb.PutRequest():
                 request.lease = self.lease(request.lease)
             case pb.CompactionRequest():
@@ -177,9 +184,9 @@ class Translation:
                 if start > 1:
                     request.start_revision = self.revision(connection, start - 1) + 1
 
-    def _txn(self, connection: int, request: pb.TxnRequest) -> None:
+    def _txn(self, connection: int, request: pb.TxnRequest, *, lost: bool) -> None:
         for compare in request.compare:
-            self._compare(compare)
+            self._compare(compare, lost=lost)
         for op in (*request.success, *request.failure):
             inner = op.WhichOneof("request")
             if inner is not None:
@@ -197,25 +204,27 @@ class Translation:
             if recorded:
                 setattr(request, name, self.revision(connection, recorded))
 
-    def _compare(self, compare: pb.Compare) -> None:
+    def _compare(self, compare: pb.Compare, *, lost: bool) -> None:
         match compare.target:
             case pb.Compare.MOD if compare.mod_revision:
-                compare.mod_revision = self._modified(compare, compare.mod_revision)
+                compare.mod_revision = self._modified(compare, compare.mod_revision, lost=lost)
             case pb.Compare.CREATE if compare.create_revision:
-                compare.create_revision = self._modified(compare, compare.create_revision)
+                compare.create_revision = self._modified(
+                    compare, compare.create_revision, lost=lost
+                )
             case pb.Compare.VERSION if compare.version:
                 compare.version -= self._versions.get(compare.key, 0)
             case pb.Compare.LEASE if compare.lease:
                 compare.lease = self.lease(compare.lease)
 
-    def _modified(self, compare: pb.Compare, recorded: int) -> int:
+    def _modified(self, compare: pb.Compare, recorded: int, *, lost: bool) -> int:
         if compare.range_end:
             self.unmapped[COMPARED_RANGES] += 1
             return self.revision(-1, recorded)
         known = self._mods.get((compare.key, recorded))
         if known is None:
             self.unmapped[COMPARED] += 1
-            known = self._newest.get(compare.key, recorded)
+            known = max(1, self._newest.get(compare.key, recorded) - lost)
         return known
 
 

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.plan import Verb
-from bench.records import OPS, WATCHES, Records
+from bench.records import EVENTS, MESSAGES, OPS, WATCHES, MessageKind, Records
 from bench.replay import proxy
 from bench.replay.session import Playing, Replayed, Wish, replay
 from bench.replay.trace import Kind, Row, TraceWriter
@@ -194,6 +195,65 @@ async def test_objects_that_were_there_are_put_first(tmp_path: Path) -> None:
     assert got == [(PODS + b"old", b"four", 3), (PODS + b"same", b"same", 1)]
     assert wrong(done) == {}
     assert (dict(done.counts.otherwise), dict(done.unmapped)) == ({}, {})
+
+
+async def test_who_lost_a_race_loses_it_again(tmp_path: Path) -> None:
+    """Of two at once the one that found the other's write waits for it, on any connection.
+
+    They are recorded as begun at once, among others.
+    """
+    writer = TraceWriter(tmp_path / "trace", ABOUT)
+    txn = f"{KV}/Txn".encode()
+    ok = pb.TxnResponse(succeeded=True)
+    ok.header.revision = 2
+    found = pb.ResponseOp()
+    found.response_range.kvs.add(key=PODS, mod_revision=2)
+    lost = pb.TxnResponse(responses=[found])
+    lost.header.revision = 2
+    for n in range(20):
+        writer.add(Row(n, Kind.BEGIN, n + 2, n, txn, message=create(b"x%d" % n, b"")))
+    writer.add(Row(30, Kind.BEGIN, 0, 20, txn, message=create(PODS, b"winner")))
+    writer.add(Row(30, Kind.BEGIN, 1, 21, txn, message=create(PODS, b"loser")))
+    writer.add(Row(40, Kind.END, 0, 20, message=ok.SerializeToString()))
+    writer.add(Row(40, Kind.END, 1, 21, message=lost.SerializeToString()))
+    writer.close(SUMMARY)
+    async with target() as (house, to):
+        done = await replayed(tmp_path, to)
+        got = {key: value for key, value, _ in await everything(house.port)}
+    assert got[PODS] == b"winner"
+    ops = Records(done.folder).frame(OPS)
+    winner, loser = (int(np.flatnonzero(ops["actor"] == call)[0]) for call in (20, 21))
+    assert ops["sent"][loser] >= ops["done"][winner]
+    assert wrong(done) == {}
+
+
+async def test_one_of_several_watches_of_a_stream_is_cancelled(tmp_path: Path) -> None:
+    """The server's own ids are used: the watch that ends is the one that ended when recorded."""
+    async with recording(tmp_path / "trace") as stand, client(stand.port) as user:
+        stream = user.stream(WATCH)
+        ids = []
+        for key in (PODS, b"/registry/events/"):
+            await stream.write(watch_from(key))
+            ids.append(pb.WatchResponse.FromString(await stream.read()).watch_id)
+        cancel = pb.WatchCancelRequest(watch_id=ids[1])
+        await stream.write(pb.WatchRequest(cancel_request=cancel).SerializeToString())
+        assert pb.WatchResponse.FromString(await stream.read()).canceled
+        await user.txn(create(PODS + b"1", b"one"))
+        await stream.read()
+        stand.stop.set()
+        await stream.code()  # the recording ended with the other watch open
+    async with target() as (_, to):
+        done = await replayed(tmp_path, to)
+    assert wrong(done) == {}
+    assert not done.unmapped
+    records = Records(done.folder)
+    watches, messages = records.frame(WATCHES), records.frame(MESSAGES)
+    keys = [watches.text("key")[code] for code in watches["key"].tolist()]
+    codes = dict(zip(keys, watches["code"].tolist(), strict=True))
+    assert codes == {PODS: -1, b"/registry/events/": 1}
+    canceled = messages.where(messages["kind"] == MessageKind.CANCELED)["watch"].tolist()
+    assert canceled == watches["watch"][watches["code"] == 1].tolist()
+    assert len(records.frame(EVENTS)) == 1
 
 
 def trace_of(folder: Path, *calls: tuple[str, bytes, int]) -> None:
