@@ -204,7 +204,8 @@ async def test_who_lost_a_race_loses_it_again(tmp_path: Path) -> None:
     """
     writer = TraceWriter(tmp_path / "trace", ABOUT)
     txn = f"{KV}/Txn".encode()
-    ok = pb.TxnResponse(succeeded=True)
+    put = pb.ResponseOp(response_put=pb.PutResponse())
+    ok = pb.TxnResponse(succeeded=True, responses=[put])
     ok.header.revision = 2
     found = pb.ResponseOp()
     found.response_range.kvs.add(key=PODS, mod_revision=2)
