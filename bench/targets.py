@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -103,6 +104,12 @@ def parse_start(text: str, binaries: Binaries) -> Target:
         return Target(name="kine", command=command, durability="fsync per commit")
     name, equals, command = text.partition("=")
     if equals and "{port}" in command and "{dir}" in command:
+        try:
+            shlex.split(command.format(port=0, peer=0, dir=""))
+        except (AttributeError, LookupError) as error:
+            raise TargetError(f"--start {text}: a brace that is meant is doubled") from error
+        except ValueError as error:
+            raise TargetError(f"--start {text}: {error}") from error
         return Target(name=_checked(name), command=command)
     raise TargetError(
         f"--start {text}: ours, etcd, kine, or NAME=COMMAND with {{port}} and {{dir}} in it"
@@ -173,7 +180,13 @@ class Running:
         self._last: dict[int, tuple[int, int]] = {}
 
     def __enter__(self) -> Self:
-        self.start()
+        """Raises ``TargetError``: there is no such program."""
+        try:
+            self.start()
+        except OSError as error:
+            self._folder.cleanup()
+            complaint = f"{self.command[0]}: {error.strerror}"
+            raise TargetError(f"{self.target.name}: {complaint}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -219,15 +232,16 @@ class Running:
     def stop(self) -> None:
         """End it in order, by force if that takes too long."""
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        os.killpg(process.pid, signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGCONT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT)
+        with suppress(ProcessLookupError):  # nobody is left
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
     def _retire(self) -> None:
         """What ended processes have used stays counted."""
