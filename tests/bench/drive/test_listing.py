@@ -15,7 +15,7 @@ async def listed(world: World, limit: int, revision: int = 0) -> tuple[int, list
     """What a list reports, and the keys that it showed."""
     told: list[int] = []
     shown: list[bytes] = []
-    origin = Origin(3, 4, b"test")
+    origin = Origin(-1 if world.site.range_stream else 3, 4, b"test")
     line = world.apiserver.line(PODS)
     listing = Listing(
         world.site, line, PODS, origin, told.append, lambda key, *_: shown.append(key)
@@ -84,3 +84,46 @@ async def test_no_connection() -> None:
         await eventually(lambda: all(line.connection is None for line in world.lines()))
         assert (-14, []) == await listed(world, 2)
         assert [Outcome.UNKNOWN] == world.column(OPS, "outcome", verb=Verb.LIST)
+
+
+async def test_stream() -> None:
+    """Where there is RangeStream an apiserver's list is one call, whole and at one revision."""
+    keys = [PODS + b"%d" % n for n in range(5)]
+    async with living(prefix=b"/mine") as world:
+        world.site.range_stream = True
+        for key in [*keys, b"/registry/podsets/x"]:
+            world.store.put(b"/mine" + key, b"{}")
+        assert (world.store.revision, keys) == await listed(world, 2)
+        (row,) = world.rows(OPS, verb=Verb.LIST)
+        assert (5, world.store.revision, Outcome.OK) == (
+            row["count"],
+            row["revision"],
+            row["outcome"],
+        )
+        assert keys == world.column(ITEMS, "key", op=row["op"])
+        assert [requests.RANGE_STREAM] == [path for path, _ in world.store.asked]
+        world.site.range_stream = False
+        assert (world.store.revision, keys) == await listed(world, 2)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_stream_that_fails(lost: bool) -> None:  # noqa: FBT001 - a parameter
+    """A list that breaks off, or is refused, has shown nothing, and is recorded."""
+    async with living() as world:
+        world.site.range_stream = True
+        world.store.put(PODS + b"a", b"{}")
+        if lost:
+            line = world.apiserver.line(PODS)
+            world.store.after_range = lambda: line.close(reset=True)
+        else:
+            world.store.refusals[requests.RANGE_STREAM].append((8, "too many requests"))
+        assert (-14 if lost else -8, []) == await listed(world, 2)
+        wanted = Outcome.UNKNOWN if lost else Outcome.REFUSED
+        assert [wanted] == world.column(OPS, "outcome", verb=Verb.LIST)
+
+
+async def test_stream_of_nothing() -> None:
+    """A list of no object has a revision too."""
+    async with living() as world:
+        world.site.range_stream = True
+        assert (world.store.revision, []) == await listed(world, 2)

@@ -14,7 +14,7 @@ import pytest
 from bench import plan
 from bench.clock import now_us
 from bench.drive.preload import Preload, PreloadError
-from bench.drive.worker import Worker
+from bench.drive.worker import Assignment, Worker
 from bench.plan import Actor, Disturbance, Object, Plan, Step, Trouble, Verb, Watcher
 from bench.records import (
     EVENTS,
@@ -78,18 +78,19 @@ def assign(folder: Path, made: Plan, port: int, **more: object) -> None:
     """What a process of the run needs, and what readers of its records need."""
     folder.mkdir(exist_ok=True)
     (folder / "plan.pickle").write_bytes(pickle.dumps(made))
-    assignment = {
-        "plan": str(folder / "plan.pickle"),
-        "host": "127.0.0.1",
-        "port": port,
-        "run": "r",
-        "prefix": "",
-        "seed": 1,
-        "parts": 1,
-        "timeout_us": 300_000,
-        "client": "lean",
-    }
-    (folder / "assignment.json").write_text(json.dumps(assignment | more))
+    assignment = Assignment(
+        plan=str(folder / "plan.pickle"),
+        host="127.0.0.1",
+        port=port,
+        run="r",
+        prefix="",
+        seed=1,
+        parts=1,
+        timeout_us=300_000,
+        client="lean",
+        range_stream=False,
+    )
+    (folder / "assignment.json").write_text(json.dumps({**assignment, **more}))
     (folder / "run.json").write_text("{}")
 
 

@@ -16,9 +16,11 @@ from bench.drive.site import Line, Site
 from bench.drive.ticker import Ticker
 from bench.drive.watching import Watching
 from kvstore.pb import kv_pb2
-from kvstore.transport.api import Call, Method, StatusError
+from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport.api import Call, Method, StatusError, Stream
 from kvstore.transport.server import Server
 from tests.bench.fake_etcd import FakeEtcd, Watch
+from tests.stack import Answered
 from tests.transport.limits import TEST_LIMITS
 from tests.transport.running import bound, eventually
 
@@ -52,7 +54,11 @@ class Store(FakeEtcd):
             Method.unary(path, partial(self._serve, path, handler))
             for path, handler in unary.items()
         ]
-        return [*found, Method.bidi_stream(requests.WATCH, lambda stream: Watch(self, stream))]
+        return [
+            *found,
+            Method.bidi_stream(requests.WATCH, lambda stream: Watch(self, stream)),
+            Method.server_stream(requests.RANGE_STREAM, lambda stream: Chunks(self, stream)),
+        ]
 
     def _serve(
         self, path: bytes, handler: Callable[[bytes, Call], bytes], message: bytes, call: Call
@@ -65,7 +71,7 @@ class Store(FakeEtcd):
         if path == requests.TXN and self.before:
             self.before.popleft()()
         answer = handler(message, call)
-        if path == requests.RANGE:
+        if path in {requests.RANGE, requests.RANGE_STREAM}:
             self.after_range()
         return answer
 
@@ -81,6 +87,35 @@ class Store(FakeEtcd):
     def get(self, key: bytes) -> kv_pb2.KeyValue | None:
         """As it is now."""
         return self.at(key, self.revision)
+
+
+class Chunks:
+    """The sink of a RangeStream: one object in each chunk, count and header in the last."""
+
+    def __init__(self, store: Store, stream: Stream) -> None:
+        self._store, self._stream = store, stream
+
+    def message(self, message: bytes, /) -> None:
+        """Send all of it."""
+        call: Call = Answered()  # of no use to the fake
+        whole = pb.RangeResponse.FromString(
+            self._store._serve(requests.RANGE_STREAM, self._store.range, message, call) or b""
+        )
+        parts = [pb.RangeResponse(kvs=[kv]) for kv in whole.kvs]
+        parts.append(pb.RangeResponse(header=whole.header, count=whole.count))
+        for part in parts:
+            raw = pb.RangeStreamResponse(range_response=part).SerializeToString()
+            self._stream.send([raw], len(raw))
+        self._stream.finish()
+
+    def half_closed(self) -> None:
+        """It asks once."""
+
+    def writable(self) -> None:
+        """Lists are small."""
+
+    def closed(self) -> None:
+        """Nothing to give back."""
 
 
 class World:
