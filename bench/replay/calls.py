@@ -70,7 +70,7 @@ class Calls:
                 if request.revision:
                     request.revision = found.revision
         if page is FIRST or not isinstance(request, pb.RangeRequest):
-            lost = getattr(call.answer(), "succeeded", True) is False
+            lost = call.lost() is not None
             self.translation.request(call.connection, request, lost=lost)
         shape = shape_of(request)
         inside = isinstance(request, pb.RangeRequest) and request.key != shape.key

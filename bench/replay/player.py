@@ -231,7 +231,7 @@ class Player:
             request = self._request(act)
             if request is not None:
                 needed = self._translation.needs(request)
-                lost_to = self._translation.lost_to(act.call.answer())
+                lost_to = self._translation.lost_to(act.call)
                 for call in (*needed, *lost_to):
                     if call < act.call.number:
                         ready_us = max(ready_us, await self._end_of(call))

@@ -49,6 +49,14 @@ class Call:
         """What it was answered; None: it was not, or with an error."""
         return merged(self.rpc, self.answers) if self.code == 0 else None
 
+    def lost(self) -> pb.TxnResponse | None:
+        """What a Txn was answered whose comparison failed; None: this is none."""
+        if self.rpc.answer is pb.TxnResponse:
+            answer = self.answer()
+            if isinstance(answer, pb.TxnResponse) and not answer.succeeded:
+                return answer
+        return None
+
 
 def merged(rpc: Rpc, answers: Iterable[bytes]) -> Message:
     """The answer of a call; pieces of a stream put together."""

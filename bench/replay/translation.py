@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
-from bench.replay.script import Script, branch, written
+from bench.replay.script import Call, Script, branch, written
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
 
@@ -155,9 +155,10 @@ class Translation:
         ):
             yield from self._granted(request.ID)
 
-    def lost_to(self, then: Message | None) -> Iterator[int]:
-        """Calls that had written what a call found whose comparison failed."""
-        if isinstance(then, pb.TxnResponse) and not then.succeeded:
+    def lost_to(self, call: Call) -> Iterator[int]:
+        """Calls that had written what this one found, if its comparison failed."""
+        then = call.lost()
+        if then is not None:
             for key, kv in _shown(then).items():
                 yield from _known(self._script.wrote.get((key, kv.mod_revision)))
 
