@@ -27,16 +27,16 @@ class AskError(Exception):
 class _Ending:
     """A ``Sink`` that tells how a stream ended."""
 
-    def __init__(self, over: "asyncio.Future[int]") -> None:
+    def __init__(self, over: "asyncio.Future[tuple[int, str]]") -> None:
         self._over = over
 
     def message(self, _message: bytes, _received_us: int) -> None:
         """Of no interest."""
 
-    def ended(self, code: int, _text: str) -> None:
+    def ended(self, code: int, text: str) -> None:
         """The stream is over."""
         if not self._over.done():
-            self._over.set_result(code)
+            self._over.set_result((code, text))
 
 
 class Asking:
@@ -110,15 +110,21 @@ class Asking:
             start = answer.kvs[-1].key + b"\0"
 
     async def has_range_stream(self, key: bytes) -> bool:
-        """Does the server answer RangeStream with anything but UNIMPLEMENTED?"""
-        over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Does the server answer RangeStream with anything but UNIMPLEMENTED?
+
+        Raises ``AskError`` if it does not answer.
+        """
+        over: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         message = requests.read(key, limit=1)
         self._connection.open(requests.RANGE_STREAM, message, _Ending(over), end=True)
         try:
             async with asyncio.timeout(TIMEOUT):
-                return await over != grpc.UNIMPLEMENTED
+                code, text = await over
         except TimeoutError as error:
             raise AskError(4, "no answer to RangeStream") from error
+        if code == grpc.UNAVAILABLE:
+            raise AskError(code, text)
+        return code != grpc.UNIMPLEMENTED
 
     async def delete(self, prefix: bytes) -> None:
         """Delete all keys with the prefix."""
