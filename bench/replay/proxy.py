@@ -180,6 +180,7 @@ class Upstream:
         self._connection: Connection | None = None
         self._making: asyncio.Task[None] | None = None
         self._waiting: deque[Use] = deque()
+        self._greeted = False
         self._over = False
 
     def use(self, do: Use) -> None:
@@ -203,6 +204,7 @@ class Upstream:
     def _connect(self) -> None:
         connection = Connection(str(self._address), self._usable, self._lost)
         self._connection = connection
+        self._greeted = False
         self._making = self._group.create_task(self._make(connection))
 
     async def _make(self, connection: Connection) -> None:
@@ -218,6 +220,7 @@ class Upstream:
                 connection.close()
 
     def _usable(self) -> None:
+        self._greeted = True
         self._serve(self._connection)
 
     def _serve(self, connection: Connection | None) -> None:
@@ -228,8 +231,12 @@ class Upstream:
         """The upstream ended the connection: if it is there still, another is made."""
         self._connection = None
         self._serve(None)
-        if not self._over:
+        if self._over:
+            return
+        if self._greeted:
             self._connect()
+        else:
+            self._failed(f"the upstream {self._address} went away: it ends connections at once")
 
 
 class _Unary:

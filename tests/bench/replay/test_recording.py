@@ -159,6 +159,25 @@ def test_upstream_that_is_not_there(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+async def test_upstream_that_becomes_another(tmp_path: Path) -> None:
+    """Who listens now does not speak HTTP/2: that ends the recording, it is not tried for ever."""
+    told: asyncio.Queue[str] = asyncio.Queue()
+    stop = asyncio.Event()
+    async with living(House([memory()])) as house:
+        port = house.port
+        out = record_to(tmp_path / "trace", f"127.0.0.1:{port}", stop, told=told.put_nowait)
+        task = asyncio.create_task(out)
+        address = await told.get()
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        async with client(int(address.rpartition(":")[2])) as user:
+            with pytest.raises(grpc.aio.AioRpcError) as lost:
+                await user.txn(create(KEY, b"v"))
+        assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(TraceError, match="ends connections at once"):
+            await task
+    assert [row.kind for row in Trace(tmp_path / "trace")] == [Kind.BEGIN, Kind.END]
+
+
 async def test_file_that_exists_is_kept(tmp_path: Path) -> None:
     """A recording never overwrites another."""
     (tmp_path / "trace").write_bytes(b"dear")
