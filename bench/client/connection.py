@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
         if unsent is None:
             self._unsent[stream] = _Unsent(raw, end=False)
             self._flush()
-        else:
+        elif not unsent.end:
             unsent.raw += raw
 
     def half_close(self, stream: int) -> None:
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
         for stream, unsent in list(self._unsent.items()):
             while True:
                 room = min(self._window, self._windows[stream], self._frame_bytes_max)
-                if room <= 0:
+                if room <= 0 and unsent.position < len(unsent.raw):
                     break
                 piece = unsent.raw[unsent.position : unsent.position + room]
                 unsent.position += len(piece)

@@ -179,3 +179,25 @@ async def test_slow_stream_takes_a_large_message(size: int) -> None:
         await eventually(lambda: [6, size] == [len(each) for each in sink.messages])
         await settled(near)
         assert 65_535 == near.far.h2.local_flow_control_window(stream)
+
+
+async def test_half_close_needs_no_window() -> None:
+    """That nothing follows can be said behind everything else, and when no window is left."""
+    async with meeting({SettingCodes.INITIAL_WINDOW_SIZE: 1000}, renew=False) as near:
+        sink = Taking()
+        stream = near.connection.open(PATH, bytes(995), sink)
+        await eventually(lambda: len(near.far.received[stream]) == 1000)
+        near.connection.half_close(stream)
+        await eventually(lambda: near.far.ended == [stream])
+        later = near.connection.open(PATH, bytes(1000), sink)
+        near.connection.half_close(later)
+        near.connection.send(later, b"too late")
+        await eventually(lambda: len(near.far.received[later]) == 1000)
+        assert near.far.ended == [stream]
+        near.far.credit(later, 5)
+        await eventually(lambda: near.far.ended == [stream, later])
+        for each in (stream, later):
+            near.far.begin(each)
+            near.far.end(each)
+        await eventually(lambda: [(0, ""), (0, "")] == sink.ends)
+        assert [bytes(1000)] == near.far.requests(later)
