@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol, cast
 
 from bench.client.blocks import RequestBlocks, timeout_field
 from bench.client.status import status_of
+from bench.client.writer import Writer
 from bench.clock import now_us
 from kvstore.transport import frames, grpc
 
@@ -100,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._window_bytes = window_bytes
         self._renews = window_bytes > SMALL_WINDOW_BYTES
         self._transport: asyncio.Transport | None = None
+        self._writer: Writer | None = None
         self._rest = b""
         self._exchanges: dict[int, _Exchange] = {}
         self._stream_next = 1
@@ -153,7 +155,7 @@ class Connection(asyncio.Protocol):
         self, path: bytes, message: bytes, exchange: _Exchange, timeout_us: int, *, end: bool
     ) -> int:
         assert self._blocks is not None
-        assert self._transport is not None
+        assert self._writer is not None
         stream = self._stream_next
         self._stream_next = stream + 2
         self._exchanges[stream] = exchange
@@ -168,9 +170,9 @@ class Connection(asyncio.Protocol):
                 self._windows[stream] = self._stream_window - size
             flags = frames.END_STREAM if end else 0
             data = frames.header(frames.DATA, flags, stream, size)
-            self._transport.write(head + data + grpc.prefix(size - grpc.PREFIX_BYTES) + message)
+            self._writer.write(head + data + grpc.prefix(size - grpc.PREFIX_BYTES) + message)
         else:
-            self._transport.write(head)
+            self._writer.write(head)
             self._windows[stream] = self._stream_window
             self._unsent[stream] = _Unsent(grpc.prefix(len(message)) + message, end=end)
             self._flush()
@@ -204,16 +206,16 @@ class Connection(asyncio.Protocol):
     def grant(self, stream: int, size: int) -> None:
         """Credit for a stream whose window this side renews by hand."""
         exchange = self._exchanges.get(stream)
-        if exchange is None or self._transport is None:
+        if exchange is None or self._writer is None:
             return
         exchange.credit += size
         if exchange.credit > 0:
-            self._transport.write(frames.window_update(stream, exchange.credit))
+            self._writer.write(frames.window_update(stream, exchange.credit))
             exchange.credit = 0
 
     def _flush(self) -> None:
         """Send of what waits as much as the windows take."""
-        assert self._transport is not None
+        assert self._writer is not None
         for stream, unsent in list(self._unsent.items()):
             while True:
                 room = min(self._window, self._windows[stream], self._frame_bytes_max)
@@ -225,7 +227,7 @@ class Connection(asyncio.Protocol):
                 self._windows[stream] -= len(piece)
                 whole = unsent.position == len(unsent.raw)
                 flags = frames.END_STREAM if whole and unsent.end else 0
-                self._transport.write(frames.frame(frames.DATA, flags, stream, piece))
+                self._writer.write(frames.frame(frames.DATA, flags, stream, piece))
                 if whole:
                     del self._unsent[stream]
                     if unsent.end:
@@ -239,8 +241,8 @@ class Connection(asyncio.Protocol):
         self._exchanges.pop(stream).over = True
         unended = self._windows.pop(stream, None) is not None
         self._unsent.pop(stream, None)
-        if (reset or unended) and self._transport is not None:
-            self._transport.write(frames.reset(stream, frames.CANCEL))
+        if (reset or unended) and self._writer is not None:
+            self._writer.write(frames.reset(stream, frames.CANCEL))
         if self._held and not self._closing and len(self._exchanges) < self._streams_max:
             held = self._held.popleft()
             left_us = max(1, held.exchange.deadline_us - now_us())
@@ -267,8 +269,8 @@ class Connection(asyncio.Protocol):
 
     def close(self, *, reset: bool = False) -> None:
         """End the connection: by FIN, or by RST as a machine that went away would."""
-        transport = self._transport
-        if transport is None or self._closing:
+        transport, writer = self._transport, self._writer
+        if transport is None or writer is None or self._closing:
             return
         self._closing = True
         if reset:
@@ -276,8 +278,8 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
             transport.abort()
         else:
-            transport.write(frames.goaway(0, frames.NO_ERROR))
-            transport.close()
+            writer.write(frames.goaway(0, frames.NO_ERROR))
+            writer.close()
 
     # Receiving.
 
@@ -285,6 +287,7 @@ class Connection(asyncio.Protocol):
         """Send the preface."""
         transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         self._transport = transport
+        self._writer = Writer(transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -302,7 +305,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End every exchange: what was sent may have been done."""
         self.lost = self._closing = True
-        self._transport = None
+        self._transport = self._writer = None
         self.received_us = now_us()
         exchanges = [*self._exchanges.values(), *(held.exchange for held in self._held)]
         self._exchanges.clear()
@@ -345,8 +348,8 @@ class Connection(asyncio.Protocol):
             else:
                 self._control(kind, flags, stream, data[start:position])
         self._rest = data[position:]
-        if self._consumed >= CONNECTION_WINDOW_BYTES // 2 and self._transport is not None:
-            self._transport.write(frames.window_update(0, self._consumed))
+        if self._consumed >= CONNECTION_WINDOW_BYTES // 2 and self._writer is not None:
+            self._writer.write(frames.window_update(0, self._consumed))
             self._consumed = 0
 
     def _data(self, stream: int, exchange: _Exchange, piece: bytes, flags: int) -> None:
@@ -397,8 +400,8 @@ class Connection(asyncio.Protocol):
     def _make_room(self, stream: int, exchange: _Exchange) -> None:
         """A message larger than a window that is renewed by hand needs credit to become whole."""
         more = exchange.wanted - self._window_bytes
-        if more > 0 and not self._renews and self._transport is not None:
-            self._transport.write(frames.window_update(stream, more))
+        if more > 0 and not self._renews and self._writer is not None:
+            self._writer.write(frames.window_update(stream, more))
             exchange.credit -= more
 
     def _headers(self, stream: int, exchange: _Exchange, block: bytes, flags: int) -> None:
@@ -427,7 +430,7 @@ class Connection(asyncio.Protocol):
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         """Everything that is not an answer's headers or data in the usual form."""
-        assert self._transport is not None
+        assert self._writer is not None
         if kind in (frames.HEADERS, frames.CONTINUATION):
             self._split_headers(kind, flags, stream, payload)
         elif kind == frames.WINDOW_UPDATE:
@@ -440,7 +443,7 @@ class Connection(asyncio.Protocol):
         elif kind == frames.SETTINGS and not flags & frames.ACK:
             self._settings(dict(frames.iter_settings(payload)))
         elif kind == frames.PING and not flags & frames.ACK:
-            self._transport.write(frames.ping(payload, frames.ACK))
+            self._writer.write(frames.ping(payload, frames.ACK))
         elif kind == frames.RST_STREAM:
             exchange = self._exchanges.get(stream)
             if exchange is not None:
@@ -449,17 +452,17 @@ class Connection(asyncio.Protocol):
                 self._end(exchange, grpc.UNAVAILABLE, f"reset {int.from_bytes(payload)}")
         elif kind == frames.GOAWAY:
             self._closing = True
-            self._transport.close()
+            self._writer.close()
 
     def _settings(self, values: dict[int, int]) -> None:
-        assert self._transport is not None
+        assert self._writer is not None
         window = values.get(frames.INITIAL_WINDOW_SIZE, self._stream_window)
         for stream in self._windows:
             self._windows[stream] += window - self._stream_window
         self._stream_window = window
         self._frame_bytes_max = values.get(frames.MAX_FRAME_SIZE, self._frame_bytes_max)
         self._streams_max = values.get(frames.MAX_CONCURRENT_STREAMS, self._streams_max)
-        self._transport.write(frames.SETTINGS_ACK)
+        self._writer.write(frames.SETTINGS_ACK)
         is_first = self._blocks is None
         if is_first or frames.HEADER_TABLE_SIZE in values:
             table = values.get(frames.HEADER_TABLE_SIZE, 4096)
