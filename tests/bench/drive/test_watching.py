@@ -135,7 +135,7 @@ async def test_list_that_fails_is_tried_again() -> None:
         watching = world.watch(ALL)
         await eventually(lambda: watching.synced)
         assert [14, 0] == world.column(OPS, "code")
-        assert 1 == len(world.store.watches)
+        await eventually(lambda: len(world.store.watches) == 1)
 
 
 async def test_events_are_told_in_order() -> None:
