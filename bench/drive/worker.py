@@ -47,6 +47,7 @@ from bench.drive.watching import Watching
 PRIORITY = -10
 """Of a generator process, if the system lets it; the server keeps its own."""
 SWEEP_US = 50_000
+LOOK_US = 50_000
 SAY_US = 500_000
 PROGRESS_US = 200_000
 READY_TIMEOUT = 60.0
@@ -268,7 +269,7 @@ class Worker:
             if holds() or now_us() >= end_us:
                 over.set()
             else:
-                self.site.ticker.at(now_us() + 10_000, look)
+                self.site.ticker.at(now_us() + LOOK_US, look)
 
         look()
         await over.wait()

@@ -45,6 +45,7 @@ RATE = "claims"
 
 BURST_US = 50_000
 REFILL_PER_SECOND = 80
+THINK_US = (2_000, 20_000)
 CANDIDATES = 32
 """Sandboxes that a claim tries, from its first one on."""
 STAYING = 0.1
@@ -196,8 +197,8 @@ def _claim(
 
 
 def _reconciled(step: Step, draw: random.Random) -> Step:
-    """A controller comes to it a moment later."""
-    return step._replace(think_us=step.think_us + draw.randrange(500, 3_000))
+    """A controller comes to it a moment later: a warm claim's five writes take 92 ms (p50)."""
+    return step._replace(think_us=step.think_us + draw.randrange(*THINK_US))
 
 
 def _teardown(
