@@ -304,6 +304,12 @@ class Facts(TypedDict):
     """Of each call; an error counts as a latency of this."""
     connections_failed: int
     """Attempts to connect that failed, while the server was down on purpose or not."""
+    steps: int
+    """Intents of the plan."""
+    final_revision: int
+    """Of the list that FINAL is, which may have shown nothing; -1: it was never read."""
+    reason: str
+    """Why the run is INCOMPLETE, one line; empty otherwise, or if the user stopped it."""
 
 
 class Records:

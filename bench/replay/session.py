@@ -199,6 +199,9 @@ class _Run:
             client="lean",
             timeout_us=wish.timeout_us,
             connections_failed=0,
+            steps=0,
+            final_revision=-1,
+            reason="",
         )
 
     async def run(self) -> Replayed:
@@ -315,6 +318,7 @@ class _Run:
             player.ask_progress()
             await wait_until(now_us() + PROGRESS_US)
         revision, objects = await asking.objects(b"")
+        self._facts["final_revision"] = revision
         for kv in objects:
             self._recorders[FINAL.name].add(
                 *(revision, kv.mod_revision, kv.create_revision, kv.version, kv.lease),

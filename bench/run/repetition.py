@@ -163,6 +163,7 @@ class Repetition:
         self._crew.order("drain", revision=revision)
         await self._crew.until("drained")
         revision, objects = await asking.objects(prefix)
+        self._order.facts["final_revision"] = revision
         asking.close()
         cut = len(prefix)
         for kv in objects:

@@ -242,4 +242,7 @@ class Runner:
             client=wish.client,
             timeout_us=wish.timeout_us,
             connections_failed=0,
+            steps=plan.steps,
+            final_revision=-1,
+            reason="",
         )

@@ -76,6 +76,9 @@ class Run:
             client="lean",
             timeout_us=5 * SECOND,
             connections_failed=0,
+            steps=0,
+            final_revision=-1,
+            reason="",
         )
         tables = (OPS, WATCHES, MESSAGES, EVENTS, SAMPLES, INCIDENTS)
         self._recorders = {table.name: Recorder(table) for table in tables}
