@@ -183,8 +183,8 @@ def test_measures(played: Played, tmp_path: Path) -> None:
     """Ready counts from the time when a claim was due, and a claim without it as the timeout."""
     good = swarm_burst.measures(played.records(tmp_path / "good"), SMALL)
     assert 6 * 2 < good["ready_p50_ms"] < good["ready_p99_ms"] < 6 * 20.3
-    assert good["ready_p99_ms"] <= good["all_ready_ms"] <= good["all_ready_max_ms"] < 100
-    assert 100 < good["drained_ms"] < 400
+    assert good["ready_p99_ms"] <= good["all_ready_ms"] <= good["all_ready_max_ms"] < 6 * 20.3 + 50
+    assert 100 < good["drained_ms"] < 600
     assert good["conflicts_per_claim"] == good["claims_unserved"] == 0
     lost = adopted(played, 0)
     lost["outcome"] = Outcome.CONFLICT
