@@ -43,6 +43,7 @@ from bench.records import (
     Outcome,
     Records,
 )
+from bench.storms import timing
 
 LATENCY_US_MAX = 3600 * MICROSECONDS
 """What takes longer counts as an hour."""
@@ -55,7 +56,6 @@ RECOVERY_US = 2 * MICROSECONDS
 """For so long after a disturbance connections are made anew; what waits for one is not late."""
 SHORT_LOAD_US = 120 * MICROSECONDS
 """Loads shorter than this have windows of one second, others of ten."""
-WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
 COMPACTED = 11
 """gRPC code of a revision that is compacted: OUT_OF_RANGE."""
 ALL = "all"
@@ -326,7 +326,7 @@ def _granted(rows: Frame) -> Integers:
 
 def _lags(records: Records) -> _Lags:
     writes = _writes(records)
-    events, messages, watches = map(records.frame, (EVENTS, MESSAGES, WATCHES))
+    events, watches = records.frame(EVENTS), records.frame(WATCHES)
     none = np.empty(0, dtype=np.int64)
     if not len(writes) or not len(events):
         return _Lags(none, none, none, none.astype(np.bool_))
@@ -335,7 +335,7 @@ def _lags(records: Records) -> _Lags:
     write, events = write[known], _columns(events, known, "watch", "message")
     watch = _found(watches["watch"], events["watch"])
     sent, done = writes["sent"][write], writes["done"][write]
-    received = messages["received"][_found(_pairs(messages), _pairs(events))]
+    received = timing.received_us(records, events)
     counted = (watches["opened"][watch] <= sent) & (watches["slow"][watch] == 0)
     return _Lags(
         sent=sent[counted],
@@ -348,17 +348,11 @@ def _lags(records: Records) -> _Lags:
 def _writes(records: Records) -> Frame:
     """Successful writes after the warm-up, by revision."""
     rows = records.frame(OPS)
-    wrote = np.isin(rows["verb"], WRITES) & (rows["outcome"] == Outcome.OK)
+    wrote = timing.is_verb(rows, timing.WRITES) & (rows["outcome"] == Outcome.OK)
     wrote &= (rows["done"] >= 0) & (rows["revision"] > 0)
     wrote &= rows["due"] >= records.facts["warm_up_us"]
     rows = _columns(rows, wrote, "revision", "sent", "done")
     return rows.where(np.argsort(rows["revision"], kind="stable"))
-
-
-def _pairs(rows: Frame) -> Integers:
-    """Watch and message as one number."""
-    assert rows["message"].max(initial=0) < 1 << 32
-    return (rows["watch"] << 32) + rows["message"]
 
 
 def _found(keys: Integers, wanted: Integers) -> Integers:
@@ -400,7 +394,7 @@ def _resources(records: Records, operations: _Operations) -> dict[str, float]:
     for name, count in divisors.items():
         if count:
             values[f"server_cpu_per_{name}_us"] = cpu / count
-    wrote = int((operations.succeeded & np.isin(operations.rows["verb"], WRITES)).sum())
+    wrote = int((operations.succeeded & timing.is_verb(operations.rows, timing.WRITES)).sum())
     if wrote:
         values["written_per_write_bytes"] = spent("server_written") / wrote
     return values

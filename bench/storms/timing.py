@@ -96,12 +96,18 @@ def within(times: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np
 
 
 def received_us(records: Records, events: Frame) -> NDArray[np.int64]:
-    """When the message came that told each of these watch events."""
+    """When the message came that told each of these watch events.
+
+    Watches are renumbered first: their numbers carry that of their process in the high bits.
+    """
     messages = records.frame(MESSAGES)
     order = np.lexsort((messages["message"], messages["watch"]))
     most = int(messages["message"].max(initial=0)) + 1
     watches, of_event = np.unique(messages["watch"], return_inverse=True)
     numbers = (of_event.reshape(-1) * most + messages["message"])[order]
     wanted = np.searchsorted(watches, events["watch"]) * most + events["message"]
-    times: NDArray[np.int64] = messages["received"][order][np.searchsorted(numbers, wanted)]
+    place = np.searchsorted(numbers, wanted)
+    assert place.max(initial=-1) < len(numbers)
+    assert (numbers[place] == wanted).all()
+    times: NDArray[np.int64] = messages["received"][order][place]
     return times

@@ -120,10 +120,12 @@ class Run:
         """A watch beside that of the cache, which is 0."""
         self._watch_start(watch=watch, apiserver=apiserver, opened=opened, slow=slow)
 
-    def event(self, revision: int, received: int, *, watch: int = 0) -> None:
-        """An event of a write, in a message of its own."""
+    def event(
+        self, revision: int, received: int, *, watch: int = 0, message: int | None = None
+    ) -> None:
+        """An event of a write, in a message of its own, whose index may be given."""
         messages, events = self._recorders["messages"], self._recorders["events"]
-        message = len(messages)
+        message = len(messages) if message is None else message
         kind = MessageKind.EVENTS
         messages.add(watch, message, received, kind, revision, 0, 1, 0, b"")
         numbers = (watch, message, EventType.PUT, revision, revision, 1, 0, 1, -1, -1, -1, -1)

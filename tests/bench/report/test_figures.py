@@ -200,6 +200,19 @@ def test_watch_lag_counts_from_the_write_of_its_revision(run: Run) -> None:
     assert 500 == values["watch_lag_after_answer_p99_us"]
 
 
+def test_watches_of_two_processes_are_told_apart(run: Run) -> None:
+    """Numbers of watches carry their process in the high bits; each has its own times."""
+    other = 1 << 40
+    run.watcher(other)
+    for n in range(100):
+        revision = run.op(n * 1000, actor=n)
+        run.event(revision, n * 1000 + 2000, message=n)
+        run.event(revision, n * 1000 + 700, message=n, watch=other)
+    values = measured(run).values
+    assert (2000, 2000) == (values["watch_lag_p50_us"], values["watch_lag_p99_us"])
+    assert (700, 700) == (values["watcher_lag_p50_us"], values["watcher_lag_p99_us"])
+
+
 def test_watch_lag_of_an_event_before_its_answer_is_zero(run: Run) -> None:
     """An event that overtakes the answer has no lag after it."""
     for n in range(100):
