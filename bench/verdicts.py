@@ -18,6 +18,8 @@ class Verdict:
     violations: int = 0
     evidence: Sequence[str] = ()
     """Of the first few violations: revisions, keys, both sides."""
+    timed: bool = False
+    """It holds within a time only: of a generator that was late itself it says nothing."""
 
     @property
     def passed(self) -> bool:
@@ -30,6 +32,6 @@ class Verdict:
         return f"ok   {self.judge}: {self.checked}" if self.checked else f"none {self.judge}"
 
 
-def verdict(judge: str, checked: int, evidence: Sequence[str]) -> Verdict:
+def verdict(judge: str, checked: int, evidence: Sequence[str], *, timed: bool = False) -> Verdict:
     """A verdict of a complete list of violations."""
-    return Verdict(judge, checked, len(evidence), tuple(evidence[:VIOLATIONS_KEPT]))
+    return Verdict(judge, checked, len(evidence), tuple(evidence[:VIOLATIONS_KEPT]), timed)

@@ -36,6 +36,7 @@ JUDGES: tuple[Judge, ...] = (
     writes.revision,
     reads.snapshot,
     leases.ttl_window,
+    leases.ttl_overdue,
     watch.lag_drains,
     origins.attributable,
 )

@@ -18,8 +18,9 @@ Mask = NDArray[np.bool_]
 class Findings:
     """One judge's; ``verdict`` ends it."""
 
-    def __init__(self, judge: str) -> None:
+    def __init__(self, judge: str, *, timed: bool = False) -> None:
         self._judge = judge
+        self._timed = timed
         self._checked = 0
         self._violations = 0
         self._evidence: list[str] = []
@@ -35,4 +36,5 @@ class Findings:
 
     def verdict(self) -> Verdict:
         """All in all."""
-        return Verdict(self._judge, self._checked, self._violations, tuple(self._evidence))
+        evidence = tuple(self._evidence)
+        return Verdict(self._judge, self._checked, self._violations, evidence, self._timed)

@@ -58,7 +58,7 @@ def _extended(case: Case, ends: Column, ttl_us: Column) -> Column:
 
 
 def ttl_window(case: Case) -> Verdict:
-    """A key with a lease is deleted when the lease ends, not before, once, within five seconds.
+    """A key with a lease is deleted not before the lease ends, and once.
 
     A key that was put again with another lease, or with none, stays.
     """
@@ -66,10 +66,7 @@ def ttl_window(case: Case) -> Verdict:
     history = case.history
     grants = _Grants(case)
     ended = _ended(case)
-    leased = np.flatnonzero(grants.known)
-    after = history.after[leased]
-    _early(case, findings, grants, leased, ended)
-    _late(case, findings, grants, leased, after)
+    _early(case, findings, grants, ended)
     again = ended & history.certain & ~history.lived & (history.before >= 0)
     again &= history.leased[history.rank]
 
@@ -101,8 +98,9 @@ def _ended(case: Case) -> Mask:
     return ended
 
 
-def _early(case: Case, findings: Findings, grants: _Grants, leased: Column, ended: Mask) -> None:
+def _early(case: Case, findings: Findings, grants: _Grants, ended: Mask) -> None:
     history = case.history
+    leased = np.flatnonzero(grants.known)
     after = history.after[leased]
     gone = leased[(after >= 0) & ended[after] & history.certain[after]]
     seen = case.known_us[history.after[gone]]
@@ -118,9 +116,13 @@ def _early(case: Case, findings: Findings, grants: _Grants, leased: Column, ende
     findings.look(len(gone), early, tell)
 
 
-def _late(case: Case, findings: Findings, grants: _Grants, leased: Column, after: Column) -> None:
-    """Keys that somebody found, or nobody saw go, when their lease was over for long."""
+def ttl_overdue(case: Case) -> Verdict:
+    """A key with a lease is gone within five seconds after the lease's end."""
+    findings = Findings("TTL overdue", timed=True)
     history, ops = case.history, case.ops
+    grants = _Grants(case)
+    leased = np.flatnonzero(grants.known)
+    after = history.after[leased]
     op = np.where(after >= 0, history.op[after], -1) if len(after) else after
     sent = ops["sent"][op] if len(ops) else op
     # A write that found it was sent when it was still there; a delete by its lease was seen so
@@ -142,3 +144,4 @@ def _late(case: Case, findings: Findings, grants: _Grants, leased: Column, after
         return f"{was} was over {over:.3f} s ago when {what}"
 
     findings.look(len(leased), late, tell)
+    return findings.verdict()

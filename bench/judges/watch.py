@@ -210,7 +210,7 @@ def filtered(case: Case) -> Verdict:
 
 def lag_drains(case: Case) -> Verdict:
     """Five seconds after the load every watch that is read at full speed has shown everything."""
-    findings = Findings("Lag drains")
+    findings = Findings("Lag drains", timed=True)
     load_end, finished = case.facts["load_end_us"], case.facts["finished_us"]
     known = case.known_us
     for owed in case.owed:

@@ -201,7 +201,7 @@ def _returned(watches: _Watches) -> Verdict:
             if not len(made):
                 at = int(watches.blows[blow])
                 evidence.append(f"{watches.name(client)} has no watch since the blow at {at} us")
-    return verdict(f"{NAME}: everyone came back", checked, evidence)
+    return verdict(f"{NAME}: everyone came back", checked, evidence, timed=True)
 
 
 def _refused(records: Records, watches: _Watches) -> Verdict:

@@ -241,7 +241,7 @@ def _slow(records: Records) -> Verdict:
         if wrong:
             name = slow.text("name")[int(slow["name"][row])].decode()
             evidence.append(f"{name}: {wrong}")
-    return verdict(f"{NAME}: slow watchers are told", len(slow), evidence)
+    return verdict(f"{NAME}: slow watchers are told", len(slow), evidence, timed=True)
 
 
 def _left(records: Records, slow: Frame, row: int, own: Frame) -> str:

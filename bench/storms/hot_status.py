@@ -171,7 +171,7 @@ def _heard(records: Records, counts: Frame) -> Verdict:
     stayed &= (watches["opened"] <= 0) & (watches["slow"] == 0)
     stayed &= timing.begins(watches, "key", objects.POOLS)
     if not attempts.is_calm(records):
-        return verdict(judge, 0, [])
+        return verdict(judge, 0, [], timed=True)
     evidence: list[str] = []
     checked = 0
     events = records.frame(EVENTS)
@@ -181,7 +181,7 @@ def _heard(records: Records, counts: Frame) -> Verdict:
         heard = _times_heard(done, events["mod"][mine], received[mine])
         checked += len(done)
         evidence += _late(f"watch {watch}", done, heard)
-    return verdict(judge, checked, evidence)
+    return verdict(judge, checked, evidence, timed=True)
 
 
 def _times_heard(

@@ -154,7 +154,7 @@ def _served(ops: Frame, outages: list[tuple[int, int]]) -> Verdict:
         f"{_call(ops, row)}, sent at {ops['sent'][row]} us, failed with code {ops['code'][row]}"
         for row in wrong
     ]
-    return verdict(f"{NAME}: neighbours are served", len(ops), evidence)
+    return verdict(f"{NAME}: neighbours are served", len(ops), evidence, timed=True)
 
 
 def _call(ops: Frame, row: np.intp) -> str:
@@ -186,7 +186,7 @@ def _recovered(records: Records, ops: Frame) -> Verdict:
             f"{objects.tenant(int(tenant))} was not served after the outage until {until} us"
             for tenant in np.setdiff1d(waiting, tenants[good])
         ]
-    return verdict(f"{NAME}: all are served again", checked, evidence)
+    return verdict(f"{NAME}: all are served again", checked, evidence, timed=True)
 
 
 def _still(ops: Frame, outages: list[tuple[int, int]]) -> Verdict:
@@ -202,7 +202,7 @@ def _still(ops: Frame, outages: list[tuple[int, int]]) -> Verdict:
             f"{_call(ops, row)} was answered at {done[row]} us, while the server was stopped"
             for row in answered
         ]
-    return verdict(f"{NAME}: the outage was one", checked, evidence)
+    return verdict(f"{NAME}: the outage was one", checked, evidence, timed=True)
 
 
 # Measures.

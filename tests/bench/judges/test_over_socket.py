@@ -40,7 +40,7 @@ CAUGHT_BY: dict[Fault, tuple[str, int]] = {
     Fault.STALE_READ: ("Snapshot", 3),
     Fault.TORN_PAGE: ("Snapshot", 2),
     Fault.LEASE_EARLY: ("TTL window", 2),
-    Fault.LEASE_NEVER: ("TTL window", 1),
+    Fault.LEASE_NEVER: ("TTL overdue", 1),
     Fault.LEASE_TWICE: ("TTL window", 1),
     Fault.SILENT_COMPACTED: ("Resumable", 1),
     Fault.REVISION_BACK: ("Revision", 20),

@@ -29,11 +29,11 @@ def test_lease_that_is_kept_alive_may_last(tmp_path: Path) -> None:
     world = fresh()
     grant = kept_key(world)
     (tmp_path / "late").mkdir()
-    assert not verdict_of(world, "TTL window", tmp_path / "late").passed
+    assert not verdict_of(world, "TTL overdue", tmp_path / "late").passed
     alike = {"op": 20_000, "verb": Verb.OTHER, "lease": grant["lease"], "ttl": 0}
     world.rows["ops"].append(grant | alike)
     (tmp_path / "kept").mkdir()
-    kept = verdict_of(world, "TTL window", tmp_path / "kept")
+    kept = verdict_of(world, "TTL overdue", tmp_path / "kept")
     assert kept.passed
     assert kept.checked
     assert TTL * 1_000_000 < LATE_US
