@@ -74,7 +74,7 @@ def capsule(folder: Path, commands: Mapping[str, Sequence[str]]) -> Capsule:
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
-        file_system=_file_system(folder),
+        file_system=file_system(folder),
         python=_python(),
         versions=_versions(commands),
         commit=_commit(Path(__file__).parent),
@@ -152,7 +152,7 @@ def _cpu() -> str:
     return platform.machine()
 
 
-def _file_system(folder: Path) -> str:
+def file_system(folder: Path) -> str:
     """The type of the file system of the mount that is nearest above ``folder``."""
     above = {str(folder.resolve()), *map(str, folder.resolve().parents)}
     mounts = [m for m in psutil.disk_partitions(all=True) if m.mountpoint in above]

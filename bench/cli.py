@@ -137,7 +137,7 @@ def run(
     try:
         chosen: Storm[Any] = find(storm)
         parameters = parse_parameters(chosen, preset, _changes(assignments))
-        targets = chosen_targets(starts, attached, Binaries(etcd_bin, kine_bin))
+        targets = chosen_targets(starts, attached, Binaries(etcd_bin, kine_bin), out)
     except (ValueError, TargetError) as error:
         raise refuse(error) from error
     if client == "grpcio" and find_spec("grpc") is None:
@@ -291,7 +291,7 @@ def gate(file: Path, etcd_bin: str | None, kine_bin: str | None, out: Path) -> N
     """Run the storms of FILE; exit with 1 if a verdict or a ratio is worse than it says."""
     try:
         wanted = read_gate(file)
-        targets = chosen_targets(wanted.targets, (), Binaries(etcd_bin, kine_bin))
+        targets = chosen_targets(wanted.targets, (), Binaries(etcd_bin, kine_bin), out)
     except (GateError, TargetError, OSError) as error:
         raise refuse(error) from error
     refuse_used(out)

@@ -2,11 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import click
 
-from bench.targets import Binaries, Target, TargetError, names_differ, parse_start, parse_target
+from bench.targets import (
+    Binaries,
+    Target,
+    TargetError,
+    existing,
+    kept_near,
+    names_differ,
+    parse_start,
+    parse_target,
+)
 
 EXIT_FAILED: Final = 1
 EXIT_REFUSED: Final = 2
@@ -20,21 +30,29 @@ def refuse(complaint: object) -> "click.exceptions.Exit":
 
 
 def refuse_used(out: Path) -> None:
-    """What was measured is never overwritten."""
+    """What was measured is never overwritten, and nothing is measured that cannot be kept."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise refuse(f"--out {out}: not an empty folder, and nothing is overwritten")
+    try:
+        with TemporaryDirectory(dir=existing(out)):
+            pass
+    except OSError as error:
+        raise refuse(f"--out {out}: {error.strerror}") from error
 
 
 def chosen_targets(
-    starts: Sequence[str], attached: Sequence[str], binaries: Binaries
+    starts: Sequence[str], attached: Sequence[str], binaries: Binaries, out: Path
 ) -> list[Target]:
-    """What is to be measured, in the order of the command line; raises ``TargetError``."""
+    """What is to be measured, in the order of the command line; raises ``TargetError``.
+
+    Who is started keeps its data beside what is recorded of it.
+    """
     targets = [parse_start(text, binaries) for text in starts]
     targets += [parse_target(text) for text in attached]
     if not targets:
         raise TargetError("nothing to measure: --start ours, --start etcd or --target NAME=URL")
     names_differ(targets)
-    return targets
+    return [kept_near(target, out) for target in targets]
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,7 +2,8 @@
 
 Whatever is started runs at the durability of a store that is trusted: every acknowledged write has
 been synced to disk. What that means for each is printed beside its figures; figures of different
-classes are not compared.
+classes are not compared. Its data lie where the session is kept: that is the disk which the capsule
+measures, and a session kept in memory says so.
 Only processes that were started here are signalled, and their whole process group is.
 """
 
@@ -17,12 +18,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 import psutil
+
+from bench.capsule import file_system
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
@@ -30,6 +33,8 @@ PORTS = (20_000, 32_000)
 """Below those that the system gives to connections unasked."""
 QUOTA_BYTES = 8 << 30
 """The largest that etcd recommends: a storm may write more than its default of 2 GiB."""
+MEMORY = {"tmpfs", "ramfs"}
+"""File systems on which a sync does nothing."""
 
 
 class TargetError(Exception):
@@ -46,6 +51,9 @@ class Target:
     host: str = "127.0.0.1"
     port: int = 0
     durability: str = "unknown"
+    near: Path | None = None
+    """Its data are put into this folder, or on the file system that this folder is to be made on;
+    None: where temporary files go."""
 
     @property
     def started(self) -> bool:
@@ -73,8 +81,9 @@ _ETCDREF = "{program} -dir {{dir}} -listen http://127.0.0.1:{{port}} -quota-back
 _KINE = (
     "{program} --listen-address 127.0.0.1:{{port}}"
     " --endpoint 'sqlite://{{dir}}/kine.db?_journal=WAL&cache=shared&_synchronous=FULL"
-    "&_busy_timeout=30000'"
+    "&_busy_timeout=30000&_txlock=immediate'"
 )
+"""kine's own default, but that it is told to sync every commit."""
 _BUILT = Path(__file__).parents[1] / "tests" / "compat" / "bin"
 """Where a checkout keeps the references that its tests build."""
 BUILD_ETCD = "cd tests/compat/etcdref36 && go build -o ../bin/etcdref36 ."
@@ -89,7 +98,7 @@ def parse_start(text: str, binaries: Binaries) -> Target:
     if text == "ours":
         program = Path(sys.executable).with_name("kvstore")
         command = (
-            f"{shlex.quote(str(program))} serve --data-dir {{dir}}"
+            f"{shlex.quote(str(program))} serve --data-dir {{dir}} --log-level warn"
             " --listen-client-urls http://127.0.0.1:{port}"
         )
         return Target(name="ours", command=command, durability="fsync per group of commits")
@@ -152,6 +161,23 @@ def _checked(name: str) -> str:
     return name
 
 
+def kept_near(target: Target, folder: Path) -> Target:
+    """The target with its data in ``folder``, which need not be there yet; memory is told as such.
+
+    One that runs already keeps its data where it will, which nobody here knows.
+    """
+    if not target.started:
+        return target
+    in_memory = file_system(existing(folder)) in MEMORY
+    durability = "none (memory)" if in_memory else target.durability
+    return replace(target, near=folder, durability=durability)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or what of the way to it is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 class Usage(NamedTuple):
     """What a server has used since its first start."""
 
@@ -166,7 +192,8 @@ class Running:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._folder = tempfile.TemporaryDirectory(prefix=f"bench-{target.name}-")
+        near = existing(target.near) if target.near is not None else None
+        self._folder = tempfile.TemporaryDirectory(prefix=f".data-{target.name}-", dir=near)
         self._data = Path(self._folder.name) / "data"
         self._data.mkdir(mode=0o700)
         self._log = Path(self._folder.name) / "log"

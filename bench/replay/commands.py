@@ -80,7 +80,7 @@ def replay(
     """Send a recorded TRACE to one or more servers, and judge what happens."""
     refuse_used(out)
     try:
-        targets = chosen_targets(starts, attached, Binaries(etcd_bin, kine_bin))
+        targets = chosen_targets(starts, attached, Binaries(etcd_bin, kine_bin), out)
     except TargetError as error:
         raise refuse(error) from error
     wish = Wish(

@@ -17,6 +17,8 @@ from bench.targets import (
     Running,
     Target,
     TargetError,
+    existing,
+    kept_near,
     names_differ,
     parse_start,
     parse_target,
@@ -143,6 +145,55 @@ def test_known_servers(name: str) -> None:
     assert "fsync" in target.durability
     assert "127.0.0.1:1" in filled
     assert "/data dir" in filled
+
+
+def test_known_servers_log_as_little_as_each_other() -> None:
+    """Ours writes no line per event that etcd, at its level, does not write."""
+    told = parse_start("ours", Binaries()).command
+    assert "--log-level warn" in told
+
+
+def test_kine_takes_its_lock_when_a_transaction_begins() -> None:
+    """As kine by itself does, lest writers of one moment fail as busy."""
+    assert "_txlock=immediate" in parse_start("kine", Binaries(None, sys.executable)).command
+
+
+def test_data_lie_where_the_session_is_kept(tmp_path: Path) -> None:
+    """In the session's folder; before that is made, beside it, and nothing is made for it."""
+    out = tmp_path / "sessions" / "one"
+    target = kept_near(Target(name="x", command="true {port} {dir}"), out)
+    with Running(target) as before:
+        assert before._data.is_relative_to(tmp_path)
+    assert not any(tmp_path.iterdir())
+    out.mkdir(parents=True)
+    with Running(target) as running:
+        assert running._data.is_relative_to(out)
+    assert not any(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "durability"), [("tmpfs", "none (memory)"), ("ramfs", "none (memory)"), ("ext4", "?")]
+)
+def test_memory_is_no_disk(
+    tmp_path: Path, kind: str, durability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept in memory is not durable, whatever the server syncs; who runs is not known."""
+    asked: list[Path] = []
+
+    def file_system(folder: Path) -> str:
+        asked.append(folder)
+        return kind
+
+    monkeypatch.setattr("bench.targets.file_system", file_system)
+    started = Target(name="x", command="x {port} {dir}", durability="?")
+    assert kept_near(started, tmp_path / "not" / "yet").durability == durability
+    assert asked == [tmp_path]
+    assert kept_near(Target(name="x"), tmp_path).durability == "unknown"
+
+
+def test_existing_is_the_nearest_that_is_there(tmp_path: Path) -> None:
+    """The folder itself, or the last of the way to it."""
+    assert existing(tmp_path) == existing(tmp_path / "a" / "b") == tmp_path
 
 
 def test_names_differ() -> None:
