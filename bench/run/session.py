@@ -63,7 +63,10 @@ def make_plan(wish: Wish) -> Plan:
     draw = random.Random(f"{wish.seed} {wish.storm.NAME} {wish.preset}")
     plan = wish.storm.schedule(wish.parameters, wish.duration_us, draw)
     if wish.background and wish.storm.NAME != background.NAME:
-        plan = background.under(plan, background.PRESETS[wish.preset], draw)
+        beneath = background.PRESETS[wish.preset]
+        if wish.prefix and not all(target.started for target in wish.targets):
+            beneath = replace(beneath, compaction_s=0.0)  # others' history is theirs
+        plan = background.under(plan, beneath, draw)
     kills = tuple(
         Disturbance(wish.duration_us * (n + 1) // (wish.kills + 1), Trouble.KILL)
         for n in range(wish.kills)

@@ -17,7 +17,10 @@ from click.testing import CliRunner
 
 from bench.cli import main
 from bench.options import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_REFUSED
+from bench.plan import Verb
+from bench.run.session import Wish, make_plan
 from bench.storms import STORMS
+from bench.targets import Target
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "bench.cli"]
@@ -142,6 +145,37 @@ def test_a_target_that_does_not_answer_is_told_apart(tmp_path: Path) -> None:
         code, told = say("run", "hot-status", "--target", f"x={address}", *out)
     assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
     assert "does not speak HTTP/2" in told
+
+
+def test_a_prefix_keeps_others_history(tmp_path: Path) -> None:
+    """On a server that is shared nothing compacts, unless the storm itself does, which is refused;
+    on one of our own the background does."""
+    target = ["run", "hot-status", "--target", "mine=127.0.0.1:1", "--reps", "1"]
+    shared = [*target, "--prefix", "/bench", "--out", str(tmp_path / "out")]
+    assert "cannot be reached" in say(*shared)[1]
+    shared[1] = "compact-churn"
+    code, told = say(*shared)
+    assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
+    assert "compacts, which no --prefix of mine confines" in told
+    for prefix, targets, compacts in (
+        ("/bench", [Target(name="mine")], False),
+        ("", [Target(name="mine")], True),
+        ("/bench", [Target(name="ours", command="ours")], True),
+    ):
+        storm = STORMS["hot-status"]
+        wish = Wish(
+            storm=storm,
+            preset="xs",
+            parameters=storm.PRESETS["xs"],
+            targets=targets,
+            repetitions=1,
+            seed=1,
+            duration_us=3_000_000,
+            out=Path("out"),
+            prefix=prefix,
+        )
+        steps = (step for actor in make_plan(wish).actors for step in actor.steps)
+        assert compacts == any(step.verb == Verb.COMPACT for step in steps)
 
 
 @pytest.mark.slow
