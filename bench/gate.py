@@ -18,6 +18,7 @@ ratios is judged for its verdicts alone, and then a machine too busy for honest 
 harm. Everything but ``targets`` and ``storms`` may be left out. Whatever is not known is refused.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,12 @@ def read_gate(file: Path) -> Gate:
     if not isinstance(storms, dict) or not storms:
         raise GateError(f"{file}: storms: a mapping of storms to their bars")
     bars = tuple(_bar(file, str(name), bar) for name, bar in storms.items())
-    repetitions = int(_number(file, "repetitions", fields.get("repetitions", REPETITIONS_MIN)))
+    repetitions = _count(file, "repetitions", fields.get("repetitions", REPETITIONS_MIN))
     if any(bar.ratios for bar in bars) and len(targets) < 2:
         raise GateError(f"{file}: a ratio needs two targets")
     if any(bar.ratios for bar in bars) and repetitions < REPETITIONS_MIN:
         raise GateError(f"{file}: a ratio needs {REPETITIONS_MIN} repetitions")
-    seed = int(_number(file, "seed", fields.get("seed", 1)))
+    seed = _count(file, "seed", fields.get("seed", 1))
     return Gate(tuple(targets), repetitions, seed, bars)
 
 
@@ -96,6 +97,8 @@ def _bar(file: Path, name: str, said: object) -> Bar:
         raise GateError(f"{file}: {error}") from error
     bars = {metric: _number(file, f"{name}: {metric}", bar) for metric, bar in ratios.items()}
     seconds = _number(file, f"{name}: seconds", fields.get("seconds", 30))
+    if seconds < 1:
+        raise GateError(f"{file}: {name}: seconds: 1 or more")
     return Bar(storm, preset, parameters, seconds, bars)
 
 
@@ -109,9 +112,15 @@ def _mapping(file: Path, said: object, where: str, known: set[str] | None) -> di
 
 
 def _number(file: Path, where: str, said: object) -> float:
-    if isinstance(said, bool) or not isinstance(said, int | float) or said <= 0:
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 < said < math.inf:
         raise GateError(f"{file}: {where}: a number above 0 is wanted")
     return float(said)
+
+
+def _count(file: Path, where: str, said: object) -> int:
+    if isinstance(said, bool) or not isinstance(said, int) or said <= 0:
+        raise GateError(f"{file}: {where}: a whole number above 0 is wanted")
+    return said
 
 
 def complaints(bar: Bar, results: Results) -> Iterator[str]:

@@ -60,6 +60,17 @@ _MODULES: tuple[Storm[Any], ...] = (
 )
 STORMS: Mapping[str, Storm[Any]] = {module.NAME: module for module in _MODULES}
 """By name."""
+LEAST: Mapping[str, float] = {
+    "apiservers": 1,
+    "tenants": 1,
+    "namespaces": 1,
+    "ttl_s": 1,
+    "burst_every_s": 0.1,
+    "think_ms": 0.1,
+    f"{compact_churn.NAME} compaction_s": 0.1,
+}
+"""Of parameters for which 0 is no plan: there is nobody to do it, or no end of it. A storm's own
+stand behind its name; all others may be 0."""
 
 
 def find(name: str) -> Storm[Any]:
@@ -80,19 +91,20 @@ def parse_parameters(storm: Storm[P], preset: str, changes: Mapping[str, str]) -
     for name, text in changes.items():
         if name not in known:
             raise ValueError(f"{storm.NAME}: no parameter {name!r}; there are {', '.join(known)}")
-        numbers[name] = _number(known[name], text)
+        least = LEAST.get(f"{storm.NAME} {name}", LEAST.get(name, 0))
+        numbers[name] = _number(known[name], text, least)
     changed: P = replace(parameters, **numbers)
     return changed
 
 
-def _number(field: "Field[Any]", text: str) -> float:
+def _number(field: "Field[Any]", text: str, least: float) -> float:
     """What a user wrote for one parameter."""
     whole = field.type is int
     try:
         number: float = int(text) if whole else float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number) or number < 0:
+    if not math.isfinite(number) or number < least:
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{field.name}={text}: {kind} of 0 or more is wanted")
+        raise ValueError(f"{field.name}={text}: {kind} of {least:g} or more is wanted")
     return number

@@ -1,6 +1,7 @@
 """How a user's words become a storm and its parameters."""
 
 import random
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -53,6 +54,23 @@ def test_what_does_not_exist_is_answered_by_what_does(
     """A wrong preset, parameter or number is refused with what would be right."""
     with pytest.raises(ValueError, match=told):
         storms.parse_parameters(IDLE, preset, changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", storms.STORMS)
+def test_nothing_of_something_is_a_plan_or_refused(name: str) -> None:
+    """Every parameter at 0, or at the least that is taken, gives a plan that ends."""
+    storm: storms.Storm[Any] = storms.find(name)
+    refused = 0
+    for parameter in (field.name for field in fields(storm.PRESETS["xs"])):
+        try:
+            parameters = storms.parse_parameters(storm, "xs", {parameter: "0"})
+        except ValueError as error:
+            refused += 1
+            least = str(error).partition(" of ")[2].split()[0]
+            parameters = storms.parse_parameters(storm, "xs", {parameter: least})
+        assert storm.schedule(parameters, 3_000_000, random.Random(1)).apiservers > 0
+    assert refused
 
 
 def test_unknown_storm_is_answered_by_those_that_exist() -> None:
