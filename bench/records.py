@@ -160,6 +160,7 @@ SAMPLES = Table(  # of the server's processes and of the generator's, four times
         "server_written",  # bytes handed to the storage layer
         "disk",  # bytes of its data directory
         "generator_cpu",  # microseconds, all generator processes
+        "generator_cpu_max",  # of the one that used most
     ),
     times=("at",),
 )

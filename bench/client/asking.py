@@ -1,6 +1,7 @@
 """One call at a time, awaited: for what happens before and after the load."""
 
 import asyncio
+from collections.abc import Callable
 
 from bench.client import requests
 from bench.client.connection import Connection
@@ -133,8 +134,13 @@ class Asking:
         await self.call(DELETE_RANGE, message)
 
 
-async def reach(host: str, port: int, seconds: float) -> Asking:
-    """A connection as soon as the server answers Status; raises ``AskError`` after that time."""
+async def reach(
+    host: str, port: int, seconds: float, hopeful: Callable[[], bool] = lambda: True
+) -> Asking:
+    """A connection as soon as the server answers Status.
+
+    Raises ``AskError`` after that time, or when there is no hope left.
+    """
     end_us = now_us() + int(seconds * 1e6)
     while True:
         asking = Asking(host, port)
@@ -143,7 +149,7 @@ async def reach(host: str, port: int, seconds: float) -> Asking:
             await asking.version()
         except AskError:
             asking.close()
-            if now_us() >= end_us:
+            if now_us() >= end_us or not hopeful():
                 raise
             await wait_until(now_us() + 50_000)
         else:

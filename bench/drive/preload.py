@@ -22,19 +22,24 @@ class Preload:
     def __init__(self, site: Site, objects: Sequence[Object]) -> None:
         self._site = site
         self._objects = objects
-        self._line = Line(site)
+        self.line = Line(site)
         self._next = 0
         self._done = 0
         self._over: asyncio.Future[None] = site.loop.create_future()
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Raises ``PreloadError``."""
-        self._line.on_up = self._begin
-        self._line.up(group)
+        self.line.on_up = self._begin
+        self.line.up(group)
         try:
             await self._over
         finally:
-            self._line.give_up()
+            self.line.give_up()
+
+    def give_up(self) -> None:
+        """Leave the rest."""
+        if not self._over.done():
+            self._over.set_result(None)
 
     def _begin(self) -> None:
         for _ in range(min(IN_FLIGHT, len(self._objects) - self._next)):
@@ -65,4 +70,4 @@ class Preload:
                 self._over.set_result(None)
 
         message = requests.create(self._site.prefix + key, raw)
-        self._line.call(requests.TXN, message, answered)
+        self.line.call(requests.TXN, message, answered)

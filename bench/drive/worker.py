@@ -14,7 +14,8 @@ It is told what to do by lines of JSON on its standard input and answers in kind
     -> {"do": "finish"}             write the records; the process ends
     <- {"said": "finished", ...}
 
-``stop`` instead of any of these ends the load early; what there is, is recorded.
+``stop`` ends what is under way and the load, and ``finish`` whatever comes before it; what there is
+by then is recorded.
 The collector of cyclic garbage is off, and where the system allows it the process goes before
 others: what it is late by would be charged to the server, or make the run invalid.
 """
@@ -119,6 +120,7 @@ class Worker:
             for n, actor in enumerate(self.plan.actors)
             if actor.apiserver in self._apiservers
         ]
+        self._preload: Preload | None = None
         self._watchers = [
             self._watcher(watcher)
             for n, watcher in enumerate(self.plan.watchers)
@@ -142,9 +144,17 @@ class Worker:
 
     async def prepare(self, group: asyncio.TaskGroup) -> None:
         """Write this process's share of the objects that exist beforehand."""
+        self._sweep()
         objects = self.plan.preload[self._part :: self._parts]
-        if objects:
-            await Preload(self.site, objects).run(group)
+        if objects and not self.site.over:
+            self._preload = Preload(self.site, objects)
+            await self._preload.run(group)
+
+    def stop(self) -> None:
+        """Begin nothing more, whatever is under way."""
+        self.site.over = True
+        if self._preload is not None:
+            self._preload.give_up()
 
     async def watch(self, group: asyncio.TaskGroup) -> None:
         """Fill the caches and begin all watches."""
@@ -152,10 +162,9 @@ class Worker:
             apiserver.up(group)
         for watching in self._watchers:
             watching.line.up(group)
-        await self._until(self._is_ready, READY_TIMEOUT)
-        if not self._is_ready():
+        await self._until(lambda: self.site.over or self._is_ready(), READY_TIMEOUT)
+        if not self.site.over and not self._is_ready():
             raise TimeoutError("the watches were not established in time")
-        self._sweep()
 
     def _is_ready(self) -> bool:
         return all(a.ready for a in self._apiservers.values()) and all(
@@ -208,12 +217,10 @@ class Worker:
             self.site.ticker.at(due_us, self._ask_progress)
 
     def _report(self) -> None:
-        done = sum(acting.done for acting in self._acting)
         self._say(
             said="progress",
             operations=len(self.site.recorders["ops"]),
             events=len(self.site.recorders["events"]),
-            actors=done,
         )
         if not self.site.stopping:
             self.site.ticker.at(now_us() + SAY_US, self._report)
@@ -221,7 +228,8 @@ class Worker:
     def _sweep(self) -> None:
         """End calls whose time is up."""
         now = now_us()
-        for line in self._lines:
+        filling = [self._preload.line] if self._preload is not None else []
+        for line in self._lines + filling:
             connection = line.connection
             if connection is not None:
                 connection.expire(now)
@@ -282,10 +290,12 @@ async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., 
     async def listen() -> None:
         while line := await read.readline():
             order = json.loads(line)
-            if order["do"] == "stop":
-                worker.site.over = True
+            if order["do"] in ("stop", "finish"):
+                worker.stop()
+                worker.site.stopping = order["do"] == "finish"
             await orders.put(order)
-        worker.site.over = worker.site.stopping = True
+        worker.stop()
+        worker.site.stopping = True
         await orders.put({"do": "finish"})
 
     async with asyncio.TaskGroup() as group:

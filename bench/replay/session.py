@@ -333,7 +333,7 @@ class _Run:
             usage = server.usage() if server is not None else (-1, -1, -1, -1)
             used = resource.getrusage(resource.RUSAGE_SELF)
             own_us = int((used.ru_utime + used.ru_stime) * 1e6)
-            self._recorders[SAMPLES.name].add(now_us(), *usage, own_us)
+            self._recorders[SAMPLES.name].add(now_us(), *usage, own_us, own_us)
             if server is not None and not server.alive:
                 raise TargetError(f"{self._target.name} ended: {server.log_tail()}")
             due_us += SAMPLE_US

@@ -3,7 +3,7 @@
 A rate is held if for a minute every verdict passes, nothing fails, and latency and watch lag stay
 below their gates at the 99th percentile. The load is open loop, so beyond its capacity a server
 falls behind and misses them: that is the cliff which is looked for, by doubling and then halving
-the distance until the step is a tenth.
+the distance until the step is a tenth, or one where a rate is a count.
 A probe in which the generator was late is no proof against the server, and ends the search: what is
 printed is then a lower bound.
 """
@@ -39,23 +39,19 @@ class Finding(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The outcome of a search; scales are of the preset's rate."""
+    """The outcome of a search; both are rates that were probed."""
 
     holds: float
-    """The largest scale that was held; 0: none was."""
+    """The largest that was held; 0: none was."""
     misses: float
     """The smallest that was not; 0: none was found."""
     bounded: bool
     """The search ended at the generator or at ``SCALE_MAX``: ``holds`` is a lower bound."""
 
 
-def scaled(storm: Storm[Any], parameters: Any, scale: float) -> Any:  # noqa: ANN401 - a storm's own
-    """The storm's parameters with its rate multiplied."""
-    rate = getattr(parameters, storm.RATE)
-    wanted = rate * scale
-    return replace(
-        parameters, **{storm.RATE: max(1, round(wanted)) if isinstance(rate, int) else wanted}
-    )
+def with_rate(storm: Storm[Any], parameters: Any, rate: float) -> Any:  # noqa: ANN401 - its own
+    """The storm's parameters with another rate."""
+    return replace(parameters, **{storm.RATE: rate})
 
 
 def judge(results: Results, gates: Gates) -> tuple[Finding, str]:
@@ -77,22 +73,29 @@ def judge(results: Results, gates: Gates) -> tuple[Finding, str]:
     return Finding.HOLDS, f"latency p99 {figures.get('latency_p99_us', 0) / 1000:.1f} ms"
 
 
-def search(probe: Callable[[float], Finding], first: float = 1.0) -> Capacity:
-    """Find the cliff with as few probes as doubling and bisection need."""
+def search(probe: Callable[[float], Finding], first: float) -> Capacity:
+    """Find the cliff, from a first rate, with as few probes as doubling and bisection need.
+
+    A rate that is a whole number stays one, and no rate is probed twice: neighbours are the end.
+    """
+    whole = isinstance(first, int)
     holds = misses = 0.0
-    scale = first
+    rate = first
     while True:
-        finding = probe(scale)
+        finding = probe(rate)
         if finding is Finding.UNKNOWN:
             return Capacity(holds, misses, bounded=True)
         if finding is Finding.HOLDS:
-            holds = scale
+            holds = rate
         else:
-            misses = scale
-        if not misses and holds >= SCALE_MAX:
+            misses = rate
+        if not misses and holds >= first * SCALE_MAX:
             return Capacity(holds, misses, bounded=True)
-        if not holds and misses <= 1 / SCALE_MAX:
+        if not holds and misses <= first / SCALE_MAX:
             return Capacity(0.0, misses, bounded=False)
         if holds and misses and misses / holds <= STEP:
             return Capacity(holds, misses, bounded=False)
-        scale = holds * 2 if not misses else misses / 2 if not holds else (holds * misses) ** 0.5
+        rate = holds * 2 if not misses else misses / 2 if not holds else (holds * misses) ** 0.5
+        rate = max(1, round(rate)) if whole else rate
+        if rate in (holds, misses):
+            return Capacity(holds, misses, bounded=False)

@@ -31,6 +31,7 @@ async def measure(seconds: float = SECONDS) -> Ceiling:
         *(sys.executable, "-m", "bench.null_server"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is the command's to handle
     )
     assert null.stdin is not None
     assert null.stdout is not None

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from bench.storms import idle_background as background
 from bench.targets import START_TIMEOUT, Running, Target, TargetError
 from bench.verdicts import Verdict
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WARM_UP_PARTS = 10
 """A run's first tenth, at most ``WARM_UP_US_MAX``, stays out of latencies."""
 WARM_UP_US_MAX = 30 * MICROSECONDS
@@ -90,22 +92,57 @@ def refuse_impossible(wish: Wish, plan: Plan) -> None:
 
 
 class Runner:
-    """Runs a session; ``show`` is told how far it is, ``told`` of each run that was judged."""
+    """Runs a session; ``show`` is told how far it is, ``told`` of each run that is over.
+
+    ``told`` gets the verdicts, none if nothing could be judged, and what ended the run early.
+    SIGINT or SIGTERM ends the session in order, with what there is; another ends it at once.
+    """
 
     def __init__(
         self,
         wish: Wish,
         show: Callable[[str, int, Progress], None],
-        told: Callable[[str, int, Sequence[Verdict]], None],
+        told: Callable[[str, int, Sequence[Verdict], str], None],
     ) -> None:
         self._wish = wish
         self._show = show
         self._told = told
         self._stop = asyncio.Event()
         self._range_stream = True
+        self._measuring = False
+        self._hurried = False
+        self._complete = True
+
+    @property
+    def stopped(self) -> bool:
+        """Did the user end it early?"""
+        return self._stop.is_set()
 
     async def run(self) -> Session:
-        """Raises ``TargetError``, ``CrewError`` before or while a target is measured."""
+        """Raises ``TargetError`` before anything is measured; later errors are the runs'."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def end() -> None:
+            if self._stop.is_set() or not self._measuring:
+                self._hurried = True
+                task.cancel()
+            self._stop.set()
+
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, end)
+        try:
+            return await self._run()
+        except asyncio.CancelledError as error:
+            if not self._hurried:
+                raise
+            task.uncancel()
+            raise TargetError("stopped before anything was measured") from error
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _run(self) -> Session:
         wish = self._wish
         plan = make_plan(wish)
         refuse_impossible(wish, plan)
@@ -114,20 +151,28 @@ class Runner:
         wish.out.mkdir(parents=True, exist_ok=True)
         plan_file = wish.out / "plan.pickle"
         plan_file.write_bytes(pickle.dumps(plan))
-        session = await self._session(plan)
-        write_session(wish.out, session)
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._stop.set)
         try:
-            await self._repeat(plan, plan_file)
+            session = await self._session(plan)
+            write_session(wish.out, session)
+            await self._measure(plan, plan_file)
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
             plan_file.unlink()
-        if not self._stop.is_set():
+        if self._complete and not self._stop.is_set():
             session["state"] = "COMPLETE"
         session["after"] = capsule(wish.out, self._commands())
         write_session(wish.out, session)
         return session
+
+    async def _measure(self, plan: Plan, plan_file: Path) -> None:
+        """All repetitions; ended at once, what is stored by then stays."""
+        self._measuring = True
+        try:
+            await self._repeat(plan, plan_file)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._hurried or task is None:
+                raise
+            task.uncancel()
 
     async def _repeat(self, plan: Plan, plan_file: Path) -> None:
         targets = list(self._wish.targets)
@@ -155,17 +200,27 @@ class Runner:
             stop=self._stop,
             show=show,
         )
+        judged = await self._repetition(order, target)
+        facts = order.facts
+        self._complete = self._complete and facts["state"] == "COMPLETE"
+        verdicts: list[Verdict] = []
+        if judged:
+            show(Progress("judging", duration_us=plan.duration_us, elapsed_us=plan.duration_us))
+            records = Records(folder)
+            verdicts = [*judge(records), *wish.storm.checks(records, wish.parameters)]
+            write_verdicts(folder, verdicts)
+        self._told(target.name, repetition, verdicts, facts["reason"])
+
+    async def _repetition(self, order: Order, target: Target) -> bool:
+        """Give the repetition its server; gives whether there is something to judge."""
         if target.started:
             with Running(target) as server:
-                await Repetition(order, server.host, server.port, server).run()
-        else:
-            await Repetition(order, target.host, target.port, None).run()
-            await clean(target.host, target.port, wish.prefix.encode())
-        show(Progress("judging", duration_us=plan.duration_us, elapsed_us=plan.duration_us))
-        records = Records(folder)
-        verdicts = [*judge(records), *wish.storm.checks(records, wish.parameters)]
-        write_verdicts(folder, verdicts)
-        self._told(target.name, repetition, verdicts)
+                return await Repetition(order, server.host, server.port, server).run()
+        try:
+            return await Repetition(order, target.host, target.port, None).run()
+        finally:
+            with suppress(AskError):  # who is gone has nothing to clean; who is not, is not empty
+                await clean(target.host, target.port, self._wish.prefix.encode())
 
     async def _check(self, target: Target) -> None:
         """See that a target can be had, and what it has; raises ``TargetError``."""
@@ -174,15 +229,24 @@ class Runner:
             return
         with Running(target) as server:
             try:
-                await self._look_at(target, server.host, server.port, START_TIMEOUT)
+                await self._look_at(
+                    target, server.host, server.port, START_TIMEOUT, lambda: server.alive
+                )
             except TargetError as error:
                 raise TargetError(f"{error} {server.log_tail()}".strip()) from error
 
-    async def _look_at(self, target: Target, host: str, port: int, seconds: float) -> None:
+    async def _look_at(
+        self,
+        target: Target,
+        host: str,
+        port: int,
+        seconds: float,
+        hopeful: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Raises ``TargetError``: unreachable, not etcd, or not empty."""
         prefix = self._wish.prefix
         try:
-            asking = await reach(host, port, seconds)
+            asking = await reach(host, port, seconds, hopeful)
             keys, _ = await asking.count(prefix.encode())
             has = await asking.has_range_stream(prefix.encode() or b"\0")
             self._range_stream = self._range_stream and has

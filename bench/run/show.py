@@ -50,11 +50,16 @@ class Show:
         elapsed_us = min(max(done.elapsed_us, 0), done.duration_us)
         self._bars.update(self._bar[key], completed=elapsed_us, text=text)
 
-    def judged(self, target: str, number: int, verdicts: Sequence[Verdict]) -> None:
-        """What the judges say of a repetition."""
+    def judged(
+        self, target: str, number: int, verdicts: Sequence[Verdict], reason: str = ""
+    ) -> None:
+        """What the judges say of a repetition, and what ended it early."""
         wrong = [verdict for verdict in verdicts if not verdict.passed]
         self.failed = self.failed or bool(wrong)
-        passed = sum(verdict.checked > 0 for verdict in verdicts) - len(wrong)
-        self._bars.console.print(f"{target} {number + 1}: {passed} judges pass, {len(wrong)} fail")
+        passed = sum(verdict.checked > 0 and verdict.passed for verdict in verdicts)
+        said = f"{passed} judges pass, {len(wrong)} fail" if verdicts else "not judged"
+        self._bars.console.print(f"{target} {number + 1}: {said}")
+        if reason:
+            self._bars.console.print(f"  INCOMPLETE: {reason}", markup=False)
         for verdict in wrong:
             self._bars.console.print(str(verdict), *verdict.evidence, sep="\n  ", markup=False)

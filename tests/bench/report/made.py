@@ -39,6 +39,7 @@ CAPSULE = Capsule(
 )
 GOOD = (
     Verdict("Ordered", checked=400),
+    Verdict("Reliable", checked=400),
     Verdict("Resumable", checked=0),
     Verdict("swarm-burst: one owner", checked=50),
 )
@@ -99,14 +100,19 @@ class Run:
         refusal: int = 0,
         lease: int = 0,
         role: str = "claim.assign",
+        step: int | None = None,
+        sent: bool = True,
     ) -> int:
-        """One operation, sent ``lag`` after it was due; the revision of a successful write."""
+        """One call, sent ``lag`` after it was due; the revision of a successful write.
+
+        It is a step of its own, unless ``step`` says of which; without ``sent`` it never was.
+        """
         ops = self._recorders["ops"]
         self._revision += 1
         revision = self._revision if answered and outcome is Outcome.OK else -1
-        done = due + latency if answered else -1
-        times = (due, due + lag, done, outcome, code)
-        ids = (len(ops), 0, actor, len(ops), 0, verb)
+        done = due + latency if answered and sent else -1
+        times = (due, due + lag if sent else -1, done, outcome, code)
+        ids = (len(ops), 0, actor, len(ops) if step is None else step, 0, verb)
         rest = (0, revision, -1, 1, lease, 0, -1, 0, refusal)
         ops.add(*ids, *times, *rest, role.encode(), b"/registry/pods/a", b"")
         return revision
@@ -140,9 +146,11 @@ class Run:
         written: int = 0,
         disk: int = 0,
         own: int = 0,
+        most: int | None = None,
     ) -> None:
-        """What processes had used by then; ``own`` is the generator's CPU."""
-        self._recorders["samples"].add(at, cpu, rss, written, disk, own)
+        """What processes had used by then; ``own`` is the generators' CPU, ``most`` of one."""
+        most = own if most is None else most
+        self._recorders["samples"].add(at, cpu, rss, written, disk, own, most)
 
     def incident(self, at: int, until: int) -> None:
         """A disturbance."""

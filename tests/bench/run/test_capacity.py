@@ -1,9 +1,11 @@
 """The search for the highest rate that a target holds."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.report.results import Results, Target
-from bench.run.capacity import Capacity, Finding, Gates, judge, scaled, search
+from bench.run.capacity import Capacity, Finding, Gates, judge, search, with_rate
 from bench.storms import find, parse_parameters
 
 
@@ -14,7 +16,7 @@ def cliff_at(limit: float, probes: list[float]) -> Capacity:
         probes.append(scale)
         return Finding.HOLDS if scale <= limit else Finding.MISSES
 
-    return search(probe)
+    return search(probe, 1.0)
 
 
 @pytest.mark.parametrize("limit", [0.03, 0.7, 1.0, 5.3, 100.0])
@@ -41,18 +43,35 @@ def test_a_server_that_holds_everything_gives_a_lower_bound() -> None:
 
 def test_a_late_generator_gives_a_lower_bound() -> None:
     """A probe that says nothing about the server ends the search at what held before."""
-    found = search(lambda scale: Finding.HOLDS if scale < 3 else Finding.UNKNOWN)
-    assert found == Capacity(2.0, 0.0, bounded=True)
+    found = search(lambda rate: Finding.HOLDS if rate < 30 else Finding.UNKNOWN, 10.0)
+    assert found == Capacity(20.0, 0.0, bounded=True)
 
 
-def test_the_rate_is_scaled_and_nothing_else() -> None:
-    """Whole numbers stay whole and never become nothing."""
+@given(first=st.integers(1, 40), limit=st.integers(0, 12_000))
+def test_a_count_is_found_to_the_last(first: int, limit: int) -> None:
+    """Only whole numbers are probed, none twice, and neighbours end the search."""
+    probes: list[float] = []
+
+    def probe(rate: float) -> Finding:
+        probes.append(rate)
+        return Finding.HOLDS if rate <= limit else Finding.MISSES
+
+    found = search(probe, first)
+    assert all(isinstance(rate, int) and rate > 0 for rate in probes)
+    assert len(probes) == len(set(probes))
+    assert found.holds in (0, *probes)
+    if found.bounded:
+        assert limit >= found.holds >= first * 256
+    else:
+        assert found.holds <= limit < found.misses <= max(found.holds * 1.1, found.holds + 1)
+
+
+def test_the_rate_is_changed_and_nothing_else() -> None:
+    """The storm's own rate is what is searched."""
     storm = find("swarm-burst")
     parameters = parse_parameters(storm, "xs", {})
-    more, least = scaled(storm, parameters, 2.5), scaled(storm, parameters, 1e-9)
-    assert more.claims == parameters.claims * 5 // 2
-    assert least.claims == 1
-    assert more.tenants == parameters.tenants
+    changed = with_rate(storm, parameters, 125)
+    assert changed == parse_parameters(storm, "xs", {"claims": "125"})
 
 
 def results(state: str, **medians: float) -> Results:

@@ -1,0 +1,216 @@
+"""Sessions that do not go as planned: what is left behind, and that nothing is left running."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bench.cli import measures
+from bench.clock import now_us
+from bench.report import report
+from bench.report.session import VERDICTS, Session, run_folder
+from bench.run.repetition import Progress
+from bench.run.session import Runner, Wish
+from bench.storms import find, parse_parameters
+from bench.targets import Target, TargetError
+from bench.verdicts import Verdict
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"]),
+]
+
+SERVER = f"{sys.executable} -m tests.bench.fake_etcd {{port}} none 1 {{dir}}"
+Act = Callable[[int, Progress], None]
+
+
+def children(word: str) -> list[psutil.Process]:
+    """Our own processes with that word in their command."""
+    mine = psutil.Process().children(recursive=True)
+    return [child for child in mine if any(word in part for part in child.cmdline())]
+
+
+def signal_all(word: str, number: signal.Signals) -> None:
+    """Send it to each of those."""
+    found = children(word)
+    assert found
+    for child in found:
+        child.send_signal(number)
+
+
+class Once:
+    """Does something at a stage of the first repetition, half a second into it if it is a load."""
+
+    def __init__(self, stage: str, do: Callable[[], None]) -> None:
+        self.stage, self.do, self.done = stage, do, False
+        self.stages: set[str] = set()
+
+    def __call__(self, repetition: int, progress: Progress) -> None:
+        """Told of progress."""
+        self.stages.add(progress.stage)
+        early = progress.stage == "load" and progress.elapsed_us < 500_000
+        if progress.stage == self.stage and not self.done and not early:
+            self.done = True
+            self.do()
+
+
+Told = list[tuple[int, Sequence[Verdict], str]]
+
+
+async def run(
+    out: Path, act: Act, command: str = SERVER, processes: int = 1
+) -> tuple[Session, Told]:
+    """A session of two repetitions of two seconds."""
+    storm = find("selector-read")
+    changes = {"lists_per_second": "1", "objects_per_kind": "20"}
+    told: Told = []
+    target = Target(name="fake", command=command)
+    wish = Wish(
+        storm=storm,
+        preset="xs",
+        parameters=parse_parameters(storm, "xs", changes),
+        targets=[target],
+        repetitions=2,
+        seed=1,
+        duration_us=2_000_000,
+        out=out,
+        background=False,
+        ceiling=False,
+        processes=processes,
+    )
+    runner = Runner(
+        wish,
+        lambda _, repetition, progress: act(repetition, progress),
+        lambda _, repetition, verdicts, reason: told.append((repetition, verdicts, reason)),
+    )
+    session = await runner.run()
+    assert not children("fake_etcd")
+    assert not children("bench.drive.worker")
+    return session, told
+
+
+def facts(out: Path, repetition: int) -> dict[str, Any]:
+    """What a run says of itself."""
+    found: dict[str, Any] = json.loads(
+        (run_folder(out, "fake", repetition) / "run.json").read_text()
+    )
+    return found
+
+
+async def test_server_that_dies_in_the_middle(tmp_path: Path) -> None:
+    """Its run is kept, judged, and says why it is incomplete; the next one is whole."""
+    die = Once("load", lambda: signal_all("fake_etcd", signal.SIGKILL))
+    session, told = await run(tmp_path, die)
+    first, second = facts(tmp_path, 0), facts(tmp_path, 1)
+    assert ("INCOMPLETE", "fake ended") == (first["state"], first["reason"])
+    assert ("COMPLETE", "") == (second["state"], second["reason"])
+    assert [(0, "fake ended"), (1, "")] == [(number, reason) for number, _, reason in told]
+    assert all((run_folder(tmp_path, "fake", n) / VERDICTS).exists() for n in range(2))
+    assert all(verdict.passed for _, verdicts, _ in told for verdict in verdicts)
+    assert session["state"] == "INCOMPLETE"
+    assert report(tmp_path, measures)["targets"][0]["state"] == "INCOMPLETE"
+
+
+async def test_server_that_dies_while_it_is_filled(tmp_path: Path) -> None:
+    """There is nothing to judge; the run says why."""
+    die = Once("filling", lambda: signal_all("fake_etcd", signal.SIGKILL))
+    _, told = await run(tmp_path, die)
+    assert ("INCOMPLETE", "fake ended") == (
+        facts(tmp_path, 0)["state"],
+        facts(tmp_path, 0)["reason"],
+    )
+    assert [True, False] == [not verdicts for _, verdicts, _ in told]
+
+
+async def test_server_that_ends_at_its_start(tmp_path: Path) -> None:
+    """Nobody waits for one that has ended already; what it said last is told."""
+    started = tmp_path / "started"
+    command = (
+        f"sh -c 'test -e {started} && echo no more >&2 && exit 7; touch {started}; exec {SERVER}'"
+    )
+    begun_us = now_us()
+    session, told = await run(tmp_path / "out", lambda *_: None, command)
+    assert now_us() - begun_us < 20_000_000
+    assert session["state"] == "INCOMPLETE"
+    assert [(0, [], "fake ended: no more"), (1, [], "fake ended: no more")] == told
+    assert report(tmp_path / "out", measures)["targets"][0]["state"] == "INCOMPLETE"
+
+
+async def test_server_that_ends_at_once_is_refused(tmp_path: Path) -> None:
+    """One that never started is no target: nothing is done, and nobody waits."""
+    begun_us = now_us()
+    command = "sh -c 'echo never >&2; : {port} {dir}'"
+    with pytest.raises(TargetError, match="never"):
+        await run(tmp_path, lambda *_: None, command)
+    assert now_us() - begun_us < 10_000_000
+
+
+async def test_generator_that_dies(tmp_path: Path) -> None:
+    """The server is not accused for what went with the records; the next run is whole."""
+
+    def kill_one() -> None:
+        children("bench.drive.worker")[0].kill()
+
+    die = Once("load", kill_one)
+    _, told = await run(tmp_path, die, processes=2)
+    first, second = facts(tmp_path, 0), facts(tmp_path, 1)
+    assert "INCOMPLETE" == first["state"]
+    assert first["reason"].startswith("generator process ")
+    assert ("COMPLETE", "") == (second["state"], second["reason"])
+    assert [[], True] == [told[0][1], all(verdict.passed for verdict in told[1][1])]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_during_the_load(tmp_path: Path, number: signal.Signals) -> None:
+    """The load ends in order, and is judged; no server is left."""
+    stop = Once("load", lambda: os.kill(os.getpid(), number))
+    session, told = await run(tmp_path, stop)
+    assert "draining" in stop.stages
+    assert ("INCOMPLETE", "INCOMPLETE", "") == (
+        session["state"],
+        facts(tmp_path, 0)["state"],
+        facts(tmp_path, 0)["reason"],
+    )
+    assert 1 == len(told)
+    assert told[0][1]
+    assert facts(tmp_path, 0)["final_revision"] > 0
+
+
+@pytest.mark.parametrize("stage", ["filling", "watching"])
+async def test_signal_before_the_load(tmp_path: Path, stage: str) -> None:
+    """Though the server answers nothing, the session ends soon, without a load."""
+
+    def silence_and_stop() -> None:
+        signal_all("fake_etcd", signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stop = Once(stage, silence_and_stop)
+    begun_us = now_us()
+    session, told = await run(tmp_path, stop)
+    assert now_us() - begun_us < 15_000_000
+    assert "load" not in stop.stages
+    assert ("INCOMPLETE", [(0, [], "")]) == (session["state"], told)
+    assert report(tmp_path, measures)["targets"][0]["state"] == "INCOMPLETE"
+
+
+async def test_second_signal(tmp_path: Path) -> None:
+    """Who cannot wait for the drain is not made to."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stop, hurry = Once("load", interrupt), Once("draining", interrupt)
+
+    def act(repetition: int, progress: Progress) -> None:
+        stop(repetition, progress)
+        hurry(repetition, progress)
+
+    session, told = await run(tmp_path, act)
+    assert ("INCOMPLETE", []) == (session["state"], told)
+    assert report(tmp_path, measures)["targets"][0]["state"] == "INCOMPLETE"
