@@ -53,7 +53,10 @@ class Case:
     def __init__(self, records: Records) -> None:
         self.records = records
         self.facts = records.facts
-        self.ops: Frame = records.frame(OPS)
+        ops = records.frame(OPS)
+        unsent = (ops["sent"] < 0) & (ops["actor"] >= 0)
+        self.ops: Frame = ops.where(~unsent) if unsent.any() else ops
+        """Calls that were sent; what the load's end cut off did nothing to the store."""
         self.watches: Frame = records.frame(WATCHES)
         """In the order of their numbers."""
         self.watches.reorder(np.argsort(self.watches["watch"]))
@@ -66,7 +69,7 @@ class Case:
             order = order[self.watch[order] >= 0]
             self.events.reorder(order)
             self.watch = self.watch[order]
-        self.history = History(records)
+        self.history = History(records, self.ops)
         self.change: Column = self.history.change_of_event
         """Of each event: what change it shows."""
         self.bounds = np.searchsorted(self.watch, np.arange(len(self.watches) + 1))
@@ -113,6 +116,12 @@ class Case:
         what = np.concatenate((self.ops["revision"], self.messages["revision"]))
         order = np.argsort(when, kind="stable").astype(np.int32)
         return when[order], np.maximum.accumulate(what[order]), order
+
+    @cached_property
+    def head(self) -> int:
+        """The highest revision that had been told by the end of the load; 0: there was none."""
+        when, highest, _ = self.told
+        return int(latest(when, highest, np.array([self.facts["load_end_us"]]))[0])
 
     @cached_property
     def known_us(self) -> Column:
@@ -199,11 +208,32 @@ class Case:
         return ops.where((ops["verb"] == Verb.COMPACT) & (ops["digest"] < 0) & (ops["at"] > 0))
 
     @cached_property
+    def compactable(self) -> tuple[Column, Column]:
+        """(when, revision): by then, somebody had asked for compaction so far."""
+        calls = self.compactions
+        calls = calls.where(calls["outcome"] != Outcome.REFUSED)
+        order = np.argsort(calls["sent"], kind="stable")
+        return calls["sent"][order], np.maximum.accumulate(calls["at"][order])
+
+    @cached_property
+    def invented(self) -> Mask:
+        """Of messages: do they tell of a compaction that nobody had asked for?
+
+        A server that was there already, or is told to compact, may do so on its own account.
+        """
+        told = self.messages["compact_revision"]
+        command = self.facts["command"]
+        if not command or "compact" in command:
+            return np.zeros(len(told), dtype=np.bool_)
+        invented: Mask = told > latest(*self.compactable, self.messages["received"])
+        return invented
+
+    @cached_property
     def compacted(self) -> tuple[Column, Column]:
         """(when, revision): by then, the store had certainly been compacted so far."""
         calls, messages = self.compactions, self.messages
         calls = calls.where(calls["outcome"] == Outcome.OK)
-        told = messages["compact_revision"] > 0
+        told = (messages["compact_revision"] > 0) & ~self.invented
         when = np.concatenate((calls["done"], messages["received"][told]))
         revision = np.concatenate((calls["at"], messages["compact_revision"][told]))
         order = np.argsort(when, kind="stable")

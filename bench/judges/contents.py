@@ -4,7 +4,7 @@ import numpy as np
 
 from bench.judges.case import Case
 from bench.judges.finding import Column, Findings, Mask
-from bench.records import EventType, Outcome
+from bench.records import EventType
 from bench.verdicts import Verdict
 
 
@@ -56,10 +56,8 @@ def prev_kv(case: Case) -> Verdict:
 
 def _compactable(case: Case, rows: Mask) -> Column:
     """The revision to which the store may have been compacted when these events came."""
-    calls = case.compactions
-    calls = calls.where(calls["outcome"] != Outcome.REFUSED)
-    when, what = case.compacted
-    when, what = np.concatenate((calls["sent"], when)), np.concatenate((calls["at"], what))
+    asked, told = case.compactable, case.compacted
+    when, what = (np.concatenate(both) for both in zip(asked, told, strict=True))
     order = np.argsort(when, kind="stable")
     highest = np.concatenate(([0], np.maximum.accumulate(what[order])))
     return highest[np.searchsorted(when[order], case.received[rows], side="right")]

@@ -33,10 +33,10 @@ from bench.records import (
     EVENTS,
     FINAL,
     ITEMS,
-    OPS,
     PRELOADED,
     WATCHES,
     EventType,
+    Frame,
     Outcome,
     Records,
 )
@@ -50,8 +50,8 @@ WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
 class History:
     """See the module's text. Every array but those of ranks is aligned with changes."""
 
-    def __init__(self, records: Records) -> None:
-        ops, events = records.frame(OPS), records.frame(EVENTS)
+    def __init__(self, records: Records, ops: Frame) -> None:
+        events = records.frame(EVENTS)
         early = records.frame(PRELOADED)
         for table in (ITEMS, WATCHES, FINAL):
             records.frame(table)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.judges.case import Case
-from bench.judges.finding import Column, Findings, Mask
+from bench.judges.finding import Findings, Mask
 from bench.plan import Verb
 from bench.records import EventType, Outcome
 from bench.verdicts import Verdict
@@ -20,22 +20,18 @@ def attributable(case: Case) -> Verdict:
     """Every event comes from a write that was sent, as it was sent; every refusal was due.
 
     A put has the key, value and lease of an acknowledged write at its revision or of one whose
-    outcome is unknown; a delete is one of these or the end of the key's lease. So a write that was
-    refused, or that lost its comparison, is never seen. What the plan says must be refused is
+    outcome is unknown, which is done once at most and if its comparison held; a delete is one of
+    these or the end of the key's lease. So a write that was refused, or that lost its comparison,
+    is never seen. What the plan says must be refused is
     refused, with its code; what is within the rules is not called invalid.
     """
     findings = Findings("Errors attributable")
-    history, ops = case.history, case.ops
-    unknown = np.flatnonzero(history.writes & (ops["outcome"] == Outcome.UNKNOWN))
-    deletes = unknown[ops["verb"][unknown] == Verb.DELETE]
-    puts = unknown[ops["verb"][unknown] != Verb.DELETE]
-    ranks = history.ranks[ops["key"]]
+    history = case.history
     orphan = (history.op < 0) & ~history.preloaded
-    put = history.type == EventType.PUT
-    maybe = _pairs(history.rank, history.digest, ranks[puts], ops["digest"][puts])
+    orphan[_unknown(case, orphan)] = False
     ended = ~history.certain | (history.before >= 0) & (history.lease[history.before] != 0)
-    explained = np.where(put, maybe, np.isin(history.rank, ranks[deletes]) | ended)
-    findings.look(len(history.mod), orphan & ~explained, lambda change: _phantom(case, change))
+    orphan &= ~ended | (history.type == EventType.PUT)
+    findings.look(len(history.mod), orphan, lambda change: _phantom(case, change))
     events, change = case.events, case.change
     differs = (events["type"] != history.type[change]) | (
         events["digest"] != history.digest[change]
@@ -50,16 +46,35 @@ def attributable(case: Case) -> Verdict:
     return findings.verdict()
 
 
-def _pairs(rank: Column, digest: Column, ranks: Column, digests: Column) -> Mask:
-    """Which (rank, digest) are among others."""
-    if not len(ranks):
-        return np.zeros(len(rank), dtype=np.bool_)
-    known = set(zip(ranks.tolist(), digests.tolist(), strict=True))
-    near = np.flatnonzero(np.isin(rank, ranks))
-    found = np.zeros(len(rank), dtype=np.bool_)
-    pairs = zip(rank[near].tolist(), digest[near].tolist(), strict=True)
-    found[near] = [pair in known for pair in pairs]
-    return found
+def _unknown(case: Case, orphan: Mask) -> list[int]:
+    """Changes that are each explained by a write of unknown outcome of its own.
+
+    Where the object before is certain it is the one that the write compared with; such changes
+    choose first.
+    """
+    history, ops, rows = case.history, case.ops, case.history.doubted
+    ranks = history.ranks[ops["key"][rows]]
+    delete = ops["verb"][rows] == Verb.DELETE
+    values = np.where(delete, -1, ops["digest"][rows])
+    free: dict[tuple[int, int], list[int]] = {}
+    for rank, value, expected in zip(
+        ranks.tolist(), values.tolist(), ops["expected"][rows].tolist(), strict=True
+    ):
+        free.setdefault((rank, value), []).append(expected)
+    explained: list[int] = []
+    near = np.flatnonzero(orphan & np.isin(history.rank, ranks))
+    for change in near[np.argsort(~history.certain[near], kind="stable")].tolist():
+        deleted = history.type[change] == EventType.DELETE
+        value = -1 if deleted else int(history.digest[change])
+        candidates = free.get((int(history.rank[change]), value), [])
+        before = int(history.before[change])
+        mod = int(history.mod[before]) if history.lived[change] else 0
+        for expected in candidates:
+            if expected in {-1, mod} or not history.certain[change]:
+                candidates.remove(expected)
+                explained.append(change)
+                break
+    return explained
 
 
 def _author(case: Case, change: int) -> str:
@@ -76,6 +91,8 @@ def _phantom(case: Case, change: int) -> str:
     if len(near):
         outcome = Outcome(int(ops["outcome"][near[0]])).name
         what += f": {case.call(int(near[0]))} ended as {outcome} at {ops['revision'][near[0]]}"
+        before, expected = int(history.before[change]), ops["expected"][near[0]]
+        what += f", comparing with {expected}, and before it came {history.tell(before)}"
     return what
 
 

@@ -176,12 +176,14 @@ def _page(case: Case, live: Column, doubtful: Column, listed: Column | None, cou
     """What is wrong with one page or count; empty: nothing."""
     history = case.history
     sure = np.setdiff1d(live, doubtful, assume_unique=True) if len(doubtful) else live
-    if listed is not None and len(listed):
+    if listed is not None:
         if (np.diff(listed) <= 0).any():
             place = int(np.flatnonzero(np.diff(listed) <= 0)[0])
             pair = history.key(int(listed[place])), history.key(int(listed[place + 1]))
             return f" showed {pair[1]} after {pair[0]}"
-        span = sure[: np.searchsorted(sure, listed[-1], side="right")]
+        # A page that shows nothing is the last, so it owes all that there is.
+        end = np.searchsorted(sure, listed[-1], side="right") if len(listed) else len(sure)
+        span = sure[:end]
         if len(span) != len(listed) or not np.array_equal(span, listed):
             missing = np.setdiff1d(span, listed)
             if len(missing):
@@ -246,22 +248,38 @@ def _ends(case: Case, rows: Column) -> dict[int, int]:
     return ends
 
 
+def _at(column: Column, row: Column, there: Mask) -> Column:
+    """Values of rows, and 0 where there is none."""
+    values = np.zeros(len(row), dtype=np.int64)
+    values[there] = column[row[there]]
+    return values
+
+
 def final_state(case: Case) -> Verdict:
-    """The list of everything at the end is what the history comes to: no key more, none less."""
+    """The list of everything at the end is what the history comes to: no key more, none less.
+
+    It may show nothing, but is not older than what had been told by the end of the load.
+    """
     findings = Findings("Final state")
     history, final = case.history, case.records.frame(FINAL)
-    if not len(final):
+    at = case.facts["final_revision"]
+    if at < 0:
         return findings.verdict()
-    at = int(final["revision"].max())
+    findings.look(
+        1,
+        np.array([at < case.head]),
+        lambda _: f"the final list is at {at}; revision {case.head} had been told before",
+    )
     ranks = np.unique(np.concatenate((history.rank, history.ranks[final["key"]])))
     change, sure = history.state(case.coverage, ranks, np.full(len(ranks), at))
     due = history.mods(change)
     row = np.full(len(history.names), -1)
     row[history.ranks[final["key"]]] = np.arange(len(final))
     row = row[ranks]
-    got = np.where(row >= 0, final["mod"][row], 0)
+    shown = row >= 0
+    got = _at(final["mod"], row, shown)
     wrong = sure & (got != due)
-    same = (change >= 0) & (row >= 0) & (got == due)
+    same = (change >= 0) & shown & (got == due)
     digests = np.array([digest(raw) for raw in final.text("value")], dtype=np.int64)
     for column, model in (
         (final["create"], history.create),
@@ -270,7 +288,8 @@ def final_state(case: Case) -> Verdict:
         (digests[final["value"]], history.digest),
     ):
         if len(model):
-            wrong |= same & (model[change] >= 0) & (column[row] != model[change])
+            differs = _at(column, row, shown) != model[change]
+            wrong |= same & (model[change] >= 0) & differs
 
     def tell(index: int) -> str:
         there = f"revision {got[index]}" if got[index] else "nothing"

@@ -110,9 +110,11 @@ def resumable(case: Case) -> Verdict:
     """A watch from a revision shows everything from it on, and nothing older.
 
     If that revision has been compacted, the watch is canceled and told so; it never stays silent.
+    It is told so for no other reason.
     """
     findings = Findings("Resumable")
     old = case.compacted_before(case.watches["opened"])
+    _canceled(case, findings)
     for owed in case.owed:
         asked = int(case.watches["start"][owed.watch])
         mods = case.events["mod"][owed.rows]
@@ -128,6 +130,22 @@ def resumable(case: Case) -> Verdict:
             before = case.history.mod[owed.changes] < int(mods.min())
             _missing(case, findings, owed, before, f"having asked from revision {owed.start}")
     return findings.verdict()
+
+
+def _canceled(case: Case, findings: Findings) -> None:
+    """What a watch is told of compaction: somebody asked for it, and the watch needs it."""
+    messages, of = case.messages, case.message_watch
+    told = messages["compact_revision"]
+    needed = np.maximum(case.start, case.reached + 1)[of]
+
+    def tell(row: int) -> str:
+        what = f"{case.name(int(of[row]))} was told that {told[row]} had been compacted"
+        if case.invented[row]:
+            return f"{what}, for which nobody had asked"
+        return f"{what}; it had been shown everything up to {needed[row] - 1}"
+
+    needless = (told > 0) & (told <= needed)
+    findings.look(int((told > 0).sum()), case.invented | needless, tell)
 
 
 def _refused(case: Case, findings: Findings, owed: Owed, compacted: int) -> None:

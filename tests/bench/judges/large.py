@@ -20,6 +20,7 @@ from bench.judges import judge
 from bench.plan import Verb
 from bench.records import EVENTS, FINAL, ITEMS, MESSAGES, OPS, WATCHES, MessageKind, Records, Table
 from bench.values import digest as digest_of
+from tests.bench.judges.world import facts_of
 
 WATCHES_OPEN = 5
 SPACING_US = 100
@@ -106,7 +107,8 @@ def write_run(folder: Path, writes: int) -> None:
         key=texts(names, of[last]),
         value=texts(values, np.arange(keys)),
     )
-    facts = {"load_end_us": writes * SPACING_US, "finished_us": writes * SPACING_US + 6_000_000}
+    load_end = writes * SPACING_US
+    facts = facts_of(load_end, load_end + 6_000_000, final_revision=writes + 1)
     (folder / "run.json").write_text(json.dumps(facts))
 
 

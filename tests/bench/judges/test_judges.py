@@ -1,5 +1,6 @@
 """A store that is right passes every judge, and every judge has something to look at."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from bench.judges import JUDGES, judge
 from bench.records import TABLES, Recorder, Records
 from tests.bench.judges import test_store_faults, test_watch_faults
 from tests.bench.judges.large import write_run
-from tests.bench.judges.world import World
+from tests.bench.judges.world import World, facts_of
 
 
 @pytest.mark.slow
@@ -23,7 +24,7 @@ def test_right_store_passes(seed: int, tmp_path: Path) -> None:
 def test_every_judge_has_a_fault(tmp_path: Path) -> None:
     """For each judge there is a planted fault that it must catch."""
     faults = {*test_watch_faults.FAULTS.values(), *test_store_faults.FAULTS.values()}
-    (tmp_path / "run.json").write_text('{"load_end_us": 0, "finished_us": 0}')
+    (tmp_path / "run.json").write_text(json.dumps(facts_of()))
     names = [verdict.judge for verdict in judge(Records(tmp_path))]
     assert len(names) == len(JUDGES) == len(set(names))
     assert set(names) == {name for name, _ in faults}
@@ -31,7 +32,7 @@ def test_every_judge_has_a_fault(tmp_path: Path) -> None:
 
 def test_nothing_is_not_a_pass(tmp_path: Path) -> None:
     """Of a run without rows every judge says that it has looked at nothing."""
-    (tmp_path / "run.json").write_text('{"load_end_us": 0, "finished_us": 0}')
+    (tmp_path / "run.json").write_text(json.dumps(facts_of()))
     for table in TABLES:
         Recorder(table).write(tmp_path, 0)
     assert {(v.checked, v.violations) for v in judge(Records(tmp_path))} == {(0, 0)}

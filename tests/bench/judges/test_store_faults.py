@@ -105,6 +105,22 @@ def final_without(world: World) -> None:
     world.rows["final"].remove(row_of(world, world.rows["final"][-1]["key"]))
 
 
+def final_empty(world: World) -> None:
+    """The final list is empty."""
+    world.rows["final"].clear()
+
+
+def all_forgotten(world: World) -> None:
+    """After the load nothing is there any more."""
+    world.rows["final"].clear()
+
+
+def final_of_long_ago(world: World) -> None:
+    """The final list is that of the beginning, when there was nothing."""
+    world.rows["final"].clear()
+    world.facts["final_revision"] = 1
+
+
 def final_with(world: World) -> None:
     """The final list has a key that nobody wrote."""
     some = world.rows["final"][-1]
@@ -219,6 +235,16 @@ def items_of_page(world: World, page: int) -> list[Row]:
         if len(list(world.find("items", op=op["op"]))) == 4
     )
     return list(world.find("items", op=op["op"]))
+
+
+def page_empty(world: World) -> None:
+    """The last page of a list shows nothing, and counts right."""
+    op = next(
+        op
+        for op in world.find("ops", verb=Verb.LIST)
+        if number(op, "count") == len(list(world.find("items", op=op["op"]))) > 0
+    )
+    world.rows["items"] = [item for item in world.rows["items"] if item["op"] != op["op"]]
 
 
 def page_with_hole(world: World) -> None:
@@ -361,6 +387,9 @@ FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
     forgotten: ("Acknowledged writes durable", "before a kill; the final list has revision"),
     resurrected_for_writer: ("Acknowledged writes durable", "the final list has revision"),
     final_without: ("Final state", "has nothing of"),
+    final_empty: ("Final state", "has nothing of"),
+    final_of_long_ago: ("Final state", "had been told before"),
+    all_forgotten: ("Acknowledged writes durable", "the final list has nothing"),
     final_with: ("Final state", "it was absent"),
     final_other_value: ("Final state", "another create, version, lease or value"),
     final_other_version: ("Final state", "another create, version, lease or value"),
@@ -376,6 +405,7 @@ FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
     get_other_version: ("Snapshot", "version 70"),
     history_rewritten: ("Snapshot", "READ_AT"),
     wrong_else_branch: ("Snapshot", "found revision"),
+    page_empty: ("Snapshot", "left out"),
     page_with_hole: ("Snapshot", "left out"),
     page_without_first: ("Snapshot", "left out"),
     page_of_another_revision: ("Snapshot", "LIST"),

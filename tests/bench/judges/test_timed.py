@@ -1,5 +1,6 @@
 """Which verdicts are about time, so that a late generator takes the blame off the server."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,14 @@ import pytest
 from bench.judges import judge
 from bench.records import Records
 from tests.bench.judges.test_store_faults import expired_early, expired_late
-from tests.bench.judges.world import fresh
+from tests.bench.judges.world import facts_of, fresh
 
 TIMED = {"Lag drains", "TTL overdue"}
 
 
 def test_only_judges_of_time_are_timed(tmp_path: Path) -> None:
     """What must hold however late anybody is, is never called a matter of time."""
-    (tmp_path / "run.json").write_text('{"load_end_us": 0, "finished_us": 0}')
+    (tmp_path / "run.json").write_text(json.dumps(facts_of()))
     assert {v.judge for v in judge(Records(tmp_path)) if v.timed} == TIMED
 
 

@@ -112,6 +112,25 @@ def served_from_compacted(world: World) -> None:
     world.rows["events"].append(event | {"watch": watch["watch"], "message": 1})
 
 
+def compacted_by_nobody(world: World) -> None:
+    """A watch is canceled as compacted to a revision that nobody asked for."""
+    canceled = next(world.find("messages", kind=MessageKind.CANCELED))
+    canceled["compact_revision"] = 1 + max(
+        number(op, "at") for op in world.find("ops", verb=Verb.COMPACT)
+    )
+
+
+def canceled_for_nothing(world: World) -> None:
+    """A watch is canceled as compacted that needs nothing of what was."""
+    last = world.rows["messages"][-1]
+    at = max(number(op, "at") for op in world.find("ops", verb=Verb.COMPACT))
+    world.rows["messages"].append(
+        last
+        | {"message": number(last, "message") + 1, "kind": MessageKind.CANCELED}
+        | {"compact_revision": at}
+    )
+
+
 def progress_too_early(world: World) -> None:
     """Progress names a revision of which an event comes afterwards."""
     event = middle(world)
@@ -239,6 +258,29 @@ def refused_applied(world: World) -> None:
     applied_though(world, Outcome.REFUSED)
 
 
+def effect_of_unknown(world: World) -> tuple[Row, Row]:
+    """A write of unknown outcome that took effect, and an event that showed it."""
+    by_value = {event["digest"]: event for event in world.rows["events"]}
+    unknown = world.find("ops", verb=Verb.UPDATE, outcome=Outcome.UNKNOWN)
+    op = next(op for op in unknown if op["digest"] in by_value)
+    return op, by_value[op["digest"]]
+
+
+def unknown_applied_twice(world: World) -> None:
+    """A write of unknown outcome is seen to take effect once more."""
+    _, event = effect_of_unknown(world)
+    (watch,) = world.find("watches", watch=event["watch"])
+    last = [m for m in world.rows["messages"] if m["watch"] == watch["watch"]][-1]
+    again: Row = {"mod": 100_000, "message": last["message"]}
+    world.rows["events"].append(event | again)
+
+
+def unknown_applied_against_comparison(world: World) -> None:
+    """A write of unknown outcome took effect although its comparison did not hold."""
+    op, _ = effect_of_unknown(world)
+    op["expected"] = number(op, "expected") - 1
+
+
 def other_value(world: World) -> None:
     """One watch is shown another value than was written."""
     middle(world)["digest"] = 7
@@ -277,6 +319,8 @@ FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
     older_than_asked: ("Resumable", "got the"),
     silent: ("Resumable", "was not told"),
     served_from_compacted: ("Resumable", "was shown events"),
+    compacted_by_nobody: ("Resumable", "nobody had asked"),
+    canceled_for_nothing: ("Resumable", "had been shown everything up to"),
     progress_too_early: ("Bookmarkable", "later"),
     outside: ("Filter", "outside its range"),
     unfiltered: ("Filter", "of a kind that it does not want"),
@@ -294,6 +338,8 @@ FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
     phantom: ("Errors attributable", "no write explains it"),
     conflict_applied: ("Errors attributable", "ended as CONFLICT"),
     refused_applied: ("Errors attributable", "ended as REFUSED"),
+    unknown_applied_twice: ("Errors attributable", "ended as UNKNOWN"),
+    unknown_applied_against_comparison: ("Errors attributable", "ended as UNKNOWN"),
     other_value: ("Errors attributable", "but not as UPDATE"),
     deleted_by_nobody: ("Errors attributable", "no write explains it"),
     accepted: ("Errors attributable", "had to be refused"),
@@ -312,3 +358,18 @@ def test_fault_is_caught(fault: Callable[[World], None], tmp_path: Path) -> None
     found = verdict_of(world, judge, tmp_path)
     assert not found.passed
     assert any(phrase in each for each in found.evidence), found.evidence
+
+
+def test_unsent_excuses_nothing(tmp_path: Path) -> None:
+    """Intents that were never sent explain no change, and are no violation themselves."""
+    world = fresh()
+    some = next(world.find("ops", verb=Verb.DELETE))
+    for place, key in enumerate({op["key"] for op in world.rows["ops"]}):
+        never: Row = {"op": 20_000 + place, "actor": 0, "sent": -1, "done": -1, "revision": -1}
+        lost: Row = {"outcome": Outcome.UNKNOWN, "code": 4, "refusal": 3, "key": key}
+        world.rows["ops"].append(some | never | lost)
+    judge = "Errors attributable"
+    (tmp_path / "right").mkdir()
+    assert verdict_of(world, judge, tmp_path / "right").passed
+    deleted_by_nobody(world)
+    assert not verdict_of(world, judge, tmp_path).passed

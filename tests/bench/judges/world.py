@@ -13,7 +13,7 @@ from copy import copy
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import judges
 from bench.plan import Trouble, Verb
@@ -27,12 +27,22 @@ COMPACTOR = b"compact_rev_key"
 TICK_US = 10_000
 TTL = 2
 PAGE = 4
+APISERVERS = 2
 ABSENT = {
     *("actor", "apiserver", "code", "count", "digest", "expected", "found", "step"),
     *("prev_mod", "prev_create", "prev_version", "prev_digest", "revision"),
 }
 WHOLE = {"revision", "code"}
 """Of these, 0 is the normal value in other tables than OPS and WATCHES."""
+
+
+def facts_of(
+    load_end_us: int = 0, finished_us: int = 0, final_revision: int = -1
+) -> dict[str, Any]:
+    """What judges read of a run beside its tables; without resources."""
+    facts = {"load_end_us": load_end_us, "finished_us": finished_us, "state": "COMPLETE"}
+    more = {"final_revision": final_revision, "resources": [], "apiservers": 0, "command": "serve"}
+    return facts | more
 
 
 class Kept(NamedTuple):
@@ -99,8 +109,7 @@ class World:
 
     def records(self, folder: Path) -> Records:
         """Written and read back."""
-        facts = {"load_end_us": self.load_end, "finished_us": self.now, "state": "COMPLETE"}
-        (folder / "run.json").write_text(json.dumps(facts))
+        (folder / "run.json").write_text(json.dumps(self.facts))
         for table in TABLES:
             recorder = Recorder(table)
             for row in self.rows[table.name]:
@@ -122,7 +131,7 @@ class World:
             self.put(PODS + b"old-%d" % n, raw)
             self.add("preloaded", key=PODS + b"old-%d" % n, mod=self.revision, digest=digest(raw))
         self.now = 0
-        for n in range(2):
+        for n in range(APISERVERS):
             self.watch(PODS, PODS[:-1] + b"0", name=b"pods of %d" % n, apiserver=n, progress=1)
             self.watch(EVENTS, EVENTS[:-1] + b"0", name=b"events of %d" % n, apiserver=n)
         self.watch(b"", b"\0", name=b"no puts", no_put=1)
@@ -139,6 +148,10 @@ class World:
         for watch in self.watches:
             if watch.open:
                 self.flush(watch)
+                if not watch.row["slow"]:
+                    self.message(watch, MessageKind.PROGRESS)
+        self.facts = facts_of(self.load_end, self.now, final_revision=self.revision)
+        self.facts |= {"resources": [PODS.decode(), EVENTS.decode()], "apiservers": APISERVERS}
         for key, kept in sorted(self.objects.items()):
             self.add("final", key=key, **kept._asdict() | {"revision": self.revision})
 
@@ -408,6 +421,7 @@ def fresh() -> World:
     world = copy(_pristine())
     rows = {name: [dict(row) for row in table] for name, table in world.rows.items()}
     world.rows = defaultdict(list, rows)
+    world.facts = dict(world.facts)
     return world
 
 
