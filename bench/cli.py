@@ -1,11 +1,15 @@
 """The command `kvstore-bench`: what a user says becomes a wish, and what went wrong one line.
 
-Exit codes: 0, all verdicts hold; 1, one does not, or a gate is not met; 2, nothing was done: wrong
-words, a target that cannot be had; 3, the session is incomplete.
+Exit codes: 0, all verdicts hold and the timings may be believed; 1, a verdict does not hold, or a
+gate is not met; 2, refused before anything was measured: wrong words, a target that cannot be had;
+3, the session is incomplete: it was interrupted, or a server or the generator ended within it;
+4, no verdict is broken, and the session says nothing all the same: the generator or the machine was
+not steady enough (INVALID), or a run was not judged. A gate without ratios takes INVALID for good.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +24,11 @@ from bench.gate import GateError, complaints, read_gate
 from bench.options import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
+    POSITIVE,
+    SECONDS,
+    FiniteRange,
     chosen_targets,
+    exit_code,
     refuse,
     refuse_used,
     target_options,
@@ -32,10 +40,10 @@ from bench.report import picture as draw
 from bench.report import report as make_report
 from bench.report.compare import UnequalSessionsError
 from bench.report.compare import compare as compare_sessions
-from bench.report.results import MixedRunsError, Results, stored
+from bench.report.results import Results
 from bench.report.terminal import comparison_table, summary
 from bench.run.capacity import SECONDS as CAPACITY_SECONDS
-from bench.run.capacity import Finding, Gates, scaled, search
+from bench.run.capacity import Finding, Gates, search, with_rate
 from bench.run.capacity import judge as judge_probe
 from bench.run.crew import CrewError
 from bench.run.session import Runner, Wish
@@ -91,13 +99,13 @@ def _changes(assignments: Sequence[str]) -> dict[str, str]:
 @target_options
 @click.option("--preset", default="xs", show_default=True, help="Size: xs, s, m, l.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter.")
-@click.option("--seconds", type=click.FloatRange(min=1), help="Length of the load.")
+@click.option("--seconds", type=FiniteRange(min=1), help="Length of the load.")
 @click.option("--reps", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--prefix", default="", help="Put before every key, to share a server.")
 @click.option("--processes", type=click.IntRange(1, 16), default=1, show_default=True)
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+@click.option("--timeout", type=SECONDS, default=10.0, show_default=True)
 @click.option("--kill9", "kills", type=click.IntRange(min=0), default=0, help="Crashes per run.")
 @click.option("--background/--no-background", default=True, help="idle-background underneath.")
 @click.option(
@@ -108,8 +116,8 @@ def _changes(assignments: Sequence[str]) -> dict[str, str]:
     help="grpcio: slower, and somebody else's; it checks what the lean one measures.",
 )
 @click.option("--capacity", is_flag=True, help="Search the highest rate that holds the gates.")
-@click.option("--p99-ms", default=Gates().latency_p99_ms, show_default=True, help="A gate.")
-@click.option("--watch-p99-ms", default=Gates().watch_lag_p99_ms, show_default=True, help="Too.")
+@click.option("--p99-ms", type=POSITIVE, default=Gates().latency_p99_ms, show_default=True)
+@click.option("--watch-p99-ms", type=POSITIVE, default=Gates().watch_lag_p99_ms, show_default=True)
 def run(
     storm: str,
     starts: Sequence[str],
@@ -163,33 +171,31 @@ def run(
         gates = Gates(p99_ms, watch_p99_ms)
         wish = replace(wish, duration_us=int((seconds or CAPACITY_SECONDS) * MICROSECONDS))
         raise click.exceptions.Exit(_find_capacity(wish, gates))
-    raise click.exceptions.Exit(_run(wish))
+    _record(wish)
+    raise click.exceptions.Exit(exit_code(_report(wish.out)))
 
 
-def _record(wish: Wish) -> int:
-    """Run a session with its progress on the terminal; gives the exit code."""
-    console = Console(stderr=True)
-    with Show(console, wish) as show:
+def _record(wish: Wish) -> bool:
+    """Run a session with its progress on the terminal; gives whether the user ended it early."""
+    with Show(Console(stderr=True), wish) as show:
         runner = Runner(wish, show.progress, show.judged)
         try:
-            session = uvloop.run(runner.run())
+            uvloop.run(runner.run())
         except (TargetError, CrewError) as error:
             raise refuse(error) from error
         except ExceptionGroup as group:
             raise refuse(group.exceptions[0]) from group
-    if session["state"] != "COMPLETE":
-        return EXIT_INCOMPLETE
-    return EXIT_FAILED if show.failed else 0
+    return runner.stopped
 
 
-def _run(wish: Wish) -> int:
-    """Run a session and report; gives the exit code."""
-    code = _record(wish)
-    _print(make_report(wish.out, measures))
-    click.echo(f"\n{wish.out / PAGE}")
-    if code == EXIT_INCOMPLETE:
-        click.echo("INCOMPLETE: this is what there is", err=True)
-    return code
+def _report(folder: Path) -> Results:
+    """Make the report, and say what is in it."""
+    results = make_report(folder, measures)
+    console = Console()
+    for part in summary(results):
+        console.print(part)
+    click.echo(f"\n{folder / PAGE}")
+    return results
 
 
 def measures(records: Records) -> Mapping[str, float]:
@@ -201,24 +207,25 @@ def measures(records: Records) -> Mapping[str, float]:
     return storm.measures(records, kind(**records.facts["parameters"]))
 
 
-def _print(results: Results) -> None:
-    console = Console()
-    for part in summary(results):
-        console.print(part)
-
-
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever is wrong with a stored session is one line."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError) as error:
+        said = " ".join(str(error).split())
+        raise refuse(f"{what}: {type(error).__name__}: {said}") from error
 
 
 @main.command()
 @click.argument("folder", type=_FOLDER)
 def report(folder: Path) -> None:
     """Make the report of a stored session again, from its raw records."""
-    try:
-        _print(make_report(folder, measures))
-    except (FileNotFoundError, MixedRunsError) as error:
-        raise refuse(f"{folder}: {error}") from error
-    click.echo(f"\n{folder / PAGE}")
+    with _reading(str(folder)):
+        _report(folder)
 
 
 @main.command()
@@ -226,7 +233,8 @@ def report(folder: Path) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def picture(folder: Path, file: Path) -> None:
     """Draw the main charts of a stored session as a PNG."""
-    draw(folder, file, measures)
+    with _reading(str(folder)):
+        draw(folder, file, measures)
 
 
 @main.command()
@@ -235,16 +243,15 @@ def picture(folder: Path, file: Path) -> None:
 @click.option("--force", is_flag=True, help="Even if machines or plans differ.")
 def compare(first: Path, second: Path, *, force: bool) -> None:
     """Compare two stored sessions of one plan, made on one machine."""
-    try:
-        sessions = compare_sessions(first, second, force=force, measures=measures)
-    except UnequalSessionsError as error:
-        for difference in error.args:
-            click.echo(f"kvstore-bench: {difference}", err=True)
-        raise refuse(
-            "these sessions are not comparable; --force compares them all the same"
-        ) from error
-    except FileNotFoundError as error:
-        raise refuse(error) from error
+    with _reading(f"{first}, {second}"):
+        try:
+            sessions = compare_sessions(first, second, force=force, measures=measures)
+        except UnequalSessionsError as error:
+            for difference in error.args:
+                click.echo(f"kvstore-bench: {difference}", err=True)
+            raise refuse(
+                "these sessions are not comparable; --force compares them all the same"
+            ) from error
     console = Console()
     console.print(comparison_table(sessions))
     for remark in sessions.remarks:
@@ -254,31 +261,34 @@ def compare(first: Path, second: Path, *, force: bool) -> None:
 def _find_capacity(wish: Wish, gates: Gates) -> int:
     """Search the capacity of each target; gives the exit code."""
     console = Console()
-    rate = getattr(wish.parameters, wish.storm.RATE)
+    name = wish.storm.RATE
+    first = getattr(wish.parameters, name)
+    if not first:
+        raise refuse(f"--capacity: a search begins at a rate above 0, and {name} is 0")
     for target in wish.targets:
         number = 0
 
-        def probe(scale: float, target: Target = target) -> Finding:
+        def probe(rate: float, target: Target = target) -> Finding:
             nonlocal number
             number += 1
             once = replace(
                 wish,
-                parameters=scaled(wish.storm, wish.parameters, scale),
+                parameters=with_rate(wish.storm, wish.parameters, rate),
                 targets=[target],
                 repetitions=1,
                 out=wish.out / target.name / f"probe-{number}",
                 ceiling=False,
             )
-            if _record(once) == EXIT_INCOMPLETE:
+            if _record(once):
                 raise click.exceptions.Exit(EXIT_INCOMPLETE)
             finding, why = judge_probe(make_report(once.out, measures), gates)
-            said = f"{target.name}: {wish.storm.RATE} {rate * scale:g} {finding.value}: {why}"
+            said = f"{target.name}: {name} {rate:.10g} {finding.value}: {why}"
             console.print(said, markup=False)
             return finding
 
-        found = search(probe)
+        found = search(probe, first)
         least = "at least " if found.bounded else ""
-        console.print(f"{target.name}: capacity is {least}{rate * found.holds:g} {wish.storm.RATE}")
+        console.print(f"{target.name}: capacity is {least}{found.holds:.10g} {name}")
     return 0
 
 
@@ -307,9 +317,11 @@ def gate(file: Path, etcd_bin: str | None, kine_bin: str | None, out: Path) -> N
             duration_us=int(bar.seconds * MICROSECONDS),
             out=out / bar.storm.NAME,
         )
-        if _run(wish) == EXIT_INCOMPLETE:
-            raise click.exceptions.Exit(EXIT_INCOMPLETE)
-        missed += complaints(bar, stored(wish.out, measures))
+        stopped = _record(wish)
+        results = _report(wish.out)
+        if stopped:
+            raise click.exceptions.Exit(exit_code(results))
+        missed += complaints(bar, results)
     for complaint in missed:
         click.echo(f"MISS {complaint}", err=True)
     click.echo(f"{len(wanted.bars)} storms, {len(missed)} bars missed")

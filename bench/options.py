@@ -1,5 +1,6 @@
 """What several commands have in common: how they refuse, and how servers are named."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,6 +8,7 @@ from typing import Final
 
 import click
 
+from bench.report.results import Results
 from bench.targets import (
     Binaries,
     Target,
@@ -21,6 +23,41 @@ from bench.targets import (
 EXIT_FAILED: Final = 1
 EXIT_REFUSED: Final = 2
 EXIT_INCOMPLETE: Final = 3
+EXIT_INVALID: Final = 4
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; click's own lets nan pass all of them."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """What the user wrote, as a number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+SECONDS: Final = FiniteRange(min=0.1)
+"""Of a timeout."""
+POSITIVE: Final = FiniteRange(min=0, min_open=True)
+
+
+def exit_code(results: Results) -> int:
+    """What a session's results mean to whoever started it; says so if there is more to it."""
+    states = {target["state"]: target for target in reversed(results["targets"])}
+    if results["session"]["state"] != "COMPLETE" or "INCOMPLETE" in states:
+        click.echo("INCOMPLETE: this is what there is", err=True)
+        return EXIT_INCOMPLETE
+    if "FAIL" in states:
+        return EXIT_FAILED
+    for state in ("INVALID", "NOT JUDGED"):
+        if state in states:
+            found = states[state]
+            click.echo(f"{state}: {found['name']}: {'; '.join(found['reasons'])}", err=True)
+            return EXIT_INVALID
+    return 0
 
 
 def refuse(complaint: object) -> "click.exceptions.Exit":

@@ -10,9 +10,10 @@ import uvloop
 
 from bench.client.asking import AskError
 from bench.options import (
-    EXIT_FAILED,
-    EXIT_INCOMPLETE,
+    POSITIVE,
+    SECONDS,
     chosen_targets,
+    exit_code,
     refuse,
     refuse_used,
     target_options,
@@ -64,8 +65,10 @@ def record(listen: str, upstream: str, out: Path, *, scrub: bool) -> None:
 @click.command()
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @target_options
-@click.option("--speed", default=1.0, show_default=True, help="Times the recorded pace.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+@click.option(
+    "--speed", type=POSITIVE, default=1.0, show_default=True, help="Times the recorded pace."
+)
+@click.option("--timeout", type=SECONDS, default=10.0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 def replay(
     trace: Path,
@@ -91,15 +94,12 @@ def replay(
         return await session.replay(wish, stop=_stopping(), show=_show, told=_tell)
 
     try:
-        done = uvloop.run(go())
+        uvloop.run(go())
     except (TraceError, TargetError, AskError, ValueError) as error:
         raise refuse(error) from error
-    report(out)
+    results = report(out)
     click.echo(f"\n{out / PAGE}")
-    if any(one.state != "COMPLETE" for one in done) or len(done) < len(targets):
-        raise click.exceptions.Exit(EXIT_INCOMPLETE)
-    if any(one.failed for one in done):
-        raise click.exceptions.Exit(EXIT_FAILED)
+    raise click.exceptions.Exit(exit_code(results))
 
 
 def _show(target: str, stage: str) -> None:
