@@ -2,27 +2,30 @@
 
 What is counted, and what for:
 
-- The *latency* of an operation counts from when it was due, its *service* time from when it was
-  sent. The first is what a caller waits, and is the headline; the second shows what of it was the
-  server's.
-- An operation that failed or was never answered took as long as its timeout, at least, in both, and
-  stands in the error budget. None is dropped.
+- An *operation* is one step of an actor, with all the calls that it took: what was read first, and
+  every attempt after a lost comparison. A *call* is one of them, or one that an apiserver makes on
+  its own account. Headlines are of operations, because a store whose watches are late makes many
+  quick calls where another needs one.
+- The *latency* of an operation counts from when it was due to the answer that completed it; that of
+  a call from when it was due, its *service* time from when it was sent, which shows what of it was
+  the server's.
+- What failed or was never answered took as long as its timeout, at least, and stands in the error
+  budget. So does a step that was due and never sent, as long as it waited until the load ended:
+  else a server would look better for every step that it kept from being sent. None is dropped.
 - A lost comparison (CONFLICT) is an answer, and so are a refusal that the plan asks for and one of
-  history that was compacted. They are counted apart from what wrote or read: they cost less.
-- Operations due during the warm-up are left out.
-- The *send lag* is how late the generator was: from when an operation could have been sent to when
-  it was. It could be sent when it was due and the answers it depends on were there: that of its
-  actor's operation before, and that of the lease it carries. A slow server delays these and is not
-  the generator's fault. Nor are servers and connections that a disturbance took away.
+  history that was compacted. Calls and operations that end so are counted apart from what wrote or
+  read: they cost less.
+- What was due during the warm-up is left out.
 - The *watch lag* of an event counts from when its write was sent, over watches that were open by
   then; a watch that catches up shows history. As a second, it counts from the write's answer, and
   is zero where the event was there first. Watchers that read slowly on purpose are left out.
-- The server's CPU is divided by the operations it answered, and once more by events delivered.
+- The server's CPU is divided by the operations it completed (a lost one costs, and is none), by the
+  calls it answered, and by events delivered.
 
-A run whose generator was late, or short of CPU, says nothing about the server: it is INVALID.
+A run whose generator cannot be believed (see ``punctuality``) is INVALID.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -32,9 +35,9 @@ from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
 from bench.plan import Verb
+from bench.punctuality import objections, punctuality
 from bench.records import (
     EVENTS,
-    INCIDENTS,
     MESSAGES,
     OPS,
     SAMPLES,
@@ -43,19 +46,16 @@ from bench.records import (
     Outcome,
     Records,
 )
-from bench.storms import timing
+from bench.storms import attempts, timing
 
 LATENCY_US_MAX = 3600 * MICROSECONDS
 """What takes longer counts as an hour."""
 DIGITS = 3
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
-SEND_LAG_P99_US_MAX = 5_000
-GENERATOR_CPU_MAX = 0.8
-"""Of a core, for each generator process."""
-RECOVERY_US = 2 * MICROSECONDS
-"""For so long after a disturbance connections are made anew; what waits for one is not late."""
 SHORT_LOAD_US = 120 * MICROSECONDS
 """Loads shorter than this have windows of one second, others of ten."""
+COLUMNS = ("verb", "due", "sent", "done", "outcome", "code", "refusal", "role")
+"""Of OPS, in which figures are."""
 COMPACTED = 11
 """gRPC code of a revision that is compacted: OUT_OF_RANGE."""
 ALL = "all"
@@ -65,11 +65,12 @@ Mask = NDArray[np.bool_]
 
 
 class Class(TypedDict):
-    """Operations of one kind; percentiles only where there are operations beyond them."""
+    """Operations or calls of one kind; percentiles only where there are some beyond them."""
 
     count: int
     latency_us: dict[str, int]
     service_us: dict[str, int]
+    """Of calls."""
 
 
 class Windows(TypedDict):
@@ -77,7 +78,7 @@ class Windows(TypedDict):
 
     width_us: int
     rate_per_second: list[float | None]
-    """Operations that succeeded, by when they were answered."""
+    """Operations that succeeded, by when they did."""
     latency_p50_us: list[float | None]
     """By when they were due."""
     latency_p99_us: list[float | None]
@@ -94,9 +95,10 @@ class Figures:
     values: dict[str, float]
     """By name with unit last; what could not be measured is absent."""
     classes: dict[str, Class]
-    """``all``, ``verb CREATE``, ``role claim.assign``, ``conflict``, ``refusal``."""
+    """Of operations ``all`` and ``role claim.assign``; of calls ``verb CREATE``, ``conflict``,
+    ``refusal``."""
     errors: dict[str, int]
-    """The error budget: operations by outcome and gRPC code."""
+    """The error budget: calls by outcome and gRPC code, and steps that were never sent."""
     windows: Windows
     latency: HdrHistogram
     """Of all operations but conflicts and refusals, to be added to that of other runs."""
@@ -105,12 +107,13 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class _Operations:
-    """Operations after the warm-up, with what is known of each."""
+class _Asked:
+    """Operations, or calls, after the warm-up, with what is known of each."""
 
     rows: Frame
     roles: Sequence[bytes]
     """By the codes in ``rows``."""
+    unsent: Mask
     failed: Mask
     conflict: Mask
     refusal: Mask
@@ -141,26 +144,28 @@ class _Lags:
 
 def figures(records: Records) -> Figures:
     """All figures of one run."""
-    operations = _operations(records)
+    operations, calls = _operations(records), _calls(records)
     lags = _lags(records)
     latency = _histogram(operations.latency[operations.plain])
     values = {
-        **_counts(records, operations),
+        **_counts(records, operations, calls),
         **_percentiles("latency", latency),
-        **_percentiles("service", _histogram(operations.service[operations.plain])),
+        **_percentiles("call_latency", _histogram(calls.latency[calls.plain])),
+        **_percentiles("service", _histogram(calls.service[calls.plain])),
         **_percentiles("watch_lag", _histogram(lags.from_sent[lags.cached])),
         **_percentiles("watch_lag_after_answer", _histogram(lags.from_done[lags.cached])),
         **_percentiles("watcher_lag", _histogram(lags.from_sent[~lags.cached])),
-        **_punctuality(records),
-        **_resources(records, operations),
+        **punctuality(records, _end_us(records)),
+        **_resources(records, operations, calls),
     }
+    nothing = [] if values["operations"] else ["no operation was due after the warm-up"]
     return Figures(
         values=values,
-        classes=_classes(operations),
-        errors=_errors(operations),
+        classes=_classes(operations, calls),
+        errors=_errors(operations, calls),
         windows=_windows(records, operations, lags),
         latency=latency,
-        invalid=list(_objections(values)),
+        invalid=[*nothing, *objections(values)],
     )
 
 
@@ -202,75 +207,90 @@ def _end_us(records: Records) -> int:
     return end if end > 0 else records.facts["duration_us"]
 
 
-def _operations(records: Records) -> _Operations:
-    facts, rows = records.facts, records.frame(OPS)
-    counted = (rows["due"] >= facts["warm_up_us"]) & (rows["due"] <= _end_us(records))
-    names = ("verb", "due", "sent", "done", "outcome", "code", "refusal", "role")
-    roles, rows = rows.text("role"), _columns(rows, counted, *names)
-    outcome, done = rows["outcome"], rows["done"]
-    unanswered = done < 0
+def _calls(records: Records) -> _Asked:
+    """What was sent, whoever did it."""
+    rows = records.frame(OPS)
+    sent = (rows["sent"] >= 0) | (rows["due"] < 0)
+    return _asked(records, _columns(rows, sent, *COLUMNS, texts=("role",)))
+
+
+def _operations(records: Records) -> _Asked:
+    """Steps of actors, from when each was due to the answer that was its last."""
+    rows = records.frame(OPS)
+    names = ("actor", "step", "op", *COLUMNS)
+    texts = ("role", "key", "message")
+    return _asked(records, attempts.steps(_columns(rows, rows["actor"] >= 0, *names, texts=texts)))
+
+
+def _asked(records: Records, rows: Frame) -> _Asked:
+    facts, end_us = records.facts, _end_us(records)
+    rows = rows.where((rows["due"] >= facts["warm_up_us"]) & (rows["due"] <= end_us))
+    due, outcome, done = rows["due"], rows["outcome"], rows["done"]
+    unanswered, unsent = done < 0, rows["sent"] < 0
     conflict = (outcome == Outcome.CONFLICT) & ~unanswered
     refused = (outcome == Outcome.REFUSED) & ~unanswered
     refusal = refused & (rows["refusal"] > 0) & (rows["code"] == rows["refusal"])
     refusal |= refused & (rows["verb"] == Verb.READ_AT) & (rows["code"] == COMPACTED)
     failed = unanswered | (outcome == Outcome.UNKNOWN) | (refused & ~refusal)
     at_least = np.where(failed, facts["timeout_us"], 0)
-    latency = np.where(unanswered, 0, done - rows["due"])
-    service = np.where(unanswered, 0, done - rows["sent"])
-    return _Operations(
+    given_up = np.where(unsent, end_us, rows["sent"] + facts["timeout_us"])
+    ended = np.where(unanswered, given_up, done)
+    return _Asked(
         rows=rows,
-        roles=roles,
+        roles=rows.text("role"),
+        unsent=unsent,
         failed=failed,
         conflict=conflict,
         refusal=refusal,
-        latency=np.maximum(latency, at_least),
-        service=np.maximum(service, at_least),
+        latency=np.maximum(ended - due, at_least),
+        service=np.maximum(ended - rows["sent"], at_least),
     )
 
 
-def _counts(records: Records, operations: _Operations) -> dict[str, float]:
+def _counts(records: Records, operations: _Asked, calls: _Asked) -> dict[str, float]:
     succeeded = int(operations.succeeded.sum())
     counts = {
         "operations": len(operations.rows),
-        "sends": int((operations.rows["sent"] >= 0).sum()),
-        "errors": int(operations.failed.sum()),
-        "conflicts": int(operations.conflict.sum()),
-        "refusals": int(operations.refusal.sum()),
+        "calls": len(calls.rows),
+        "errors": int(calls.failed.sum() + operations.unsent.sum()),
+        "conflicts": int(calls.conflict.sum()),
+        "operations_lost": int(operations.conflict.sum()),
+        "refusals": int(calls.refusal.sum()),
         "rate_per_second": succeeded / _seconds(records),
     }
     if succeeded:
         counts["conflicts_per_success"] = counts["conflicts"] / succeeded
+        counts["calls_per_success"] = counts["calls"] / succeeded
     return counts
 
 
-def _classes(operations: _Operations) -> dict[str, Class]:
-    """Every class that has an operation, by name."""
-    rows = operations.rows
-    masks = {ALL: operations.plain}
-    for verb in Verb:
-        masks[f"verb {verb.name}"] = operations.plain & (rows["verb"] == verb)
-    for code in np.unique(rows["role"]).tolist():
+def _classes(operations: _Asked, calls: _Asked) -> dict[str, Class]:
+    """Every class that there is, by name."""
+    found = {ALL: _class(operations, calls, operations.plain, calls.plain)}
+    for code in np.unique(operations.rows["role"]).tolist():
         if role := operations.roles[code].decode():
-            masks[f"role {role}"] = operations.plain & (rows["role"] == code)
-    masks |= {"conflict": operations.conflict, "refusal": operations.refusal}
-    return {name: _class(operations, mask) for name, mask in masks.items() if mask.any()}
+            masks = (one.plain & (one.rows["role"] == code) for one in (operations, calls))
+            found[f"role {role}"] = _class(operations, calls, *masks)
+    of_calls = {f"verb {v.name}": calls.plain & (calls.rows["verb"] == v) for v in Verb}
+    of_calls |= {"conflict": calls.conflict, "refusal": calls.refusal}
+    found |= {name: _class(calls, calls, mask, mask) for name, mask in of_calls.items()}
+    return {name: one for name, one in found.items() if one["count"]}
 
 
-def _class(operations: _Operations, mask: Mask) -> Class:
+def _class(asked: _Asked, calls: _Asked, mask: Mask, of_calls: Mask) -> Class:
     return Class(
         count=int(mask.sum()),
-        latency_us=_known(_histogram(operations.latency[mask])),
-        service_us=_known(_histogram(operations.service[mask])),
+        latency_us=_known(_histogram(asked.latency[mask])),
+        service_us=_known(_histogram(calls.service[of_calls])),
     )
 
 
-def _errors(operations: _Operations) -> dict[str, int]:
-    """Failures by outcome and code, ``UNKNOWN 14``; ``unanswered`` for those without any."""
-    failed = operations.rows.where(operations.failed)
-    budget: dict[str, int] = {}
+def _errors(operations: _Asked, calls: _Asked) -> dict[str, int]:
+    """Failures by outcome and code, ``UNKNOWN 14``; apart what has neither."""
+    failed = calls.rows.where(calls.failed)
     unanswered = failed["done"] < 0
-    if unanswered.any():
-        budget["unanswered"] = int(unanswered.sum())
+    without = {"never sent": operations.unsent, "unanswered": unanswered}
+    budget = {name: int(mask.sum()) for name, mask in without.items() if mask.any()}
     answered = np.stack((failed["outcome"], failed["code"]), axis=1)[~unanswered]
     kinds, counts = np.unique(answered, axis=0, return_counts=True)
     for (outcome, code), count in zip(kinds.tolist(), counts.tolist(), strict=True):
@@ -278,50 +298,10 @@ def _errors(operations: _Operations) -> dict[str, int]:
     return budget
 
 
-def _punctuality(records: Records) -> dict[str, float]:
-    """How late the generator was; a 99th percentile even of few operations, as it is a gate."""
-    lags = _send_lags(records)
-    if not len(lags):
-        return {}
-    median, high = np.percentile(lags, [50, 99], method="inverted_cdf").tolist()
-    return {"send_lag_p50_us": median, "send_lag_p99_us": high}
-
-
-def _send_lags(records: Records) -> Integers:
-    """Microseconds from when each operation could have been sent to when it was."""
-    facts, rows = records.facts, records.frame(OPS)
-    order = np.lexsort((rows["op"], rows["sent"], rows["actor"]))
-    rows = _columns(rows, order, "actor", "verb", "due", "sent", "done", "lease")
-    gave_up = rows["sent"] + facts["timeout_us"]
-    ended = np.where(rows["done"] < 0, gave_up, rows["done"])
-    ready = rows["due"].copy()
-    follows = (rows["actor"][1:] == rows["actor"][:-1]) & (rows["actor"][1:] >= 0)
-    ready[1:] = np.where(follows, np.maximum(ready[1:], ended[:-1]), ready[1:])
-    ready = np.maximum(ready, _granted(rows))
-    counted = (rows["due"] >= facts["warm_up_us"]) & (rows["due"] <= _end_us(records))
-    counted &= (rows["sent"] >= 0) & (rows["actor"] >= 0)
-    incidents = records.frame(INCIDENTS)
-    for at, until in zip(incidents["at"].tolist(), incidents["until"].tolist(), strict=True):
-        counted &= (rows["sent"] < at) | (ready > max(at, until) + RECOVERY_US)
-    lags: Integers = (rows["sent"] - ready)[counted]
-    return np.maximum(lags, 0)
-
-
-def _columns(rows: Frame, chosen: Integers | Mask, *names: str) -> Frame:
+def _columns(rows: Frame, chosen: Integers | Mask, *names: str, texts: Sequence[str] = ()) -> Frame:
     """Some columns of some rows: a copy of millions of rows in all their columns is a gigabyte."""
-    return Frame({name: rows[name][chosen] for name in names}, {})
-
-
-def _granted(rows: Frame) -> Integers:
-    """When the lease that an operation carries was there; the beginning of time without one."""
-    never = np.iinfo(np.int64).min
-    grants = rows.where((rows["verb"] == Verb.GRANT) & (rows["done"] >= 0) & (rows["lease"] > 0))
-    if not len(grants):
-        return np.full(len(rows), never)
-    grants = grants.where(np.argsort(grants["lease"], kind="stable"))
-    place = np.minimum(np.searchsorted(grants["lease"], rows["lease"]), len(grants) - 1)
-    carries = (grants["lease"][place] == rows["lease"]) & (rows["verb"] != Verb.GRANT)
-    return np.where(carries, grants["done"][place], never)
+    columns = {name: rows[name][chosen] for name in names}
+    return Frame(columns, {name: rows.text(name) for name in texts})
 
 
 def _lags(records: Records) -> _Lags:
@@ -365,7 +345,7 @@ def _found(keys: Integers, wanted: Integers) -> Integers:
     return rows
 
 
-def _resources(records: Records, operations: _Operations) -> dict[str, float]:
+def _resources(records: Records, operations: _Asked, calls: _Asked) -> dict[str, float]:
     """What the servers' processes and the generator's used; nothing where none was followed."""
     samples = records.frame(SAMPLES)
     samples = samples.where(np.argsort(samples["at"], kind="stable"))
@@ -388,7 +368,8 @@ def _resources(records: Records, operations: _Operations) -> dict[str, float]:
     cpu = spent("server_cpu")
     values["server_cores"] = cpu / MICROSECONDS / _seconds(records)
     divisors = {
-        "operation": int((~operations.failed).sum()),
+        "operation": int((operations.succeeded | operations.refusal).sum()),
+        "call": int((~calls.failed).sum()),
         "event": _events_received(records, facts["warm_up_us"], end),
     }
     for name, count in divisors.items():
@@ -406,7 +387,7 @@ def _events_received(records: Records, start: int, end: int) -> int:
     return int(messages["events"][during].clip(min=0).sum())
 
 
-def _windows(records: Records, operations: _Operations, lags: _Lags) -> Windows:
+def _windows(records: Records, operations: _Asked, lags: _Lags) -> Windows:
     end = _end_us(records)
     width = MICROSECONDS if records.facts["duration_us"] < SHORT_LOAD_US else 10 * MICROSECONDS
     count = max(1, end // width)  # a last part of a window would look like a drop
@@ -460,15 +441,3 @@ def _cores(samples: Frame, width: int, count: int) -> list[float | None]:
     busy: list[float | None] = (np.diff(cpu) / width).tolist()
     last = int(samples["at"].max())
     return [cores if start < last else None for start, cores in zip(edges, busy, strict=False)]
-
-
-def _objections(values: dict[str, float]) -> Iterator[str]:
-    """Why the generator cannot be trusted in this run."""
-    if not values["operations"]:
-        yield "no operation was due after the warm-up"
-    lag = values.get("send_lag_p99_us", 0)
-    if lag > SEND_LAG_P99_US_MAX:
-        yield f"send lag p99 {lag / 1000:.1f} ms, {SEND_LAG_P99_US_MAX / 1000:.0f} ms is allowed"
-    used = values.get("generator_cores_per_process", 0)
-    if used > GENERATOR_CPU_MAX:
-        yield f"generator used {used:.0%} of a core per process, {GENERATOR_CPU_MAX:.0%} is allowed"

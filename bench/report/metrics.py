@@ -29,35 +29,41 @@ METRICS = {
     "latency_p90_us": Metric("latency p90"),
     "latency_p99_us": Metric("latency p99"),
     "latency_p999_us": Metric("latency p99.9"),
-    "service_p50_us": Metric("service time p50"),
-    "service_p99_us": Metric("service time p99"),
+    "call_latency_p50_us": Metric("latency of a call p50"),
+    "call_latency_p99_us": Metric("latency of a call p99"),
+    "service_p50_us": Metric("service time of a call p50"),
+    "service_p99_us": Metric("service time of a call p99"),
     "watch_lag_p50_us": Metric("watch lag p50"),
     "watch_lag_p99_us": Metric("watch lag p99"),
     "watch_lag_after_answer_p99_us": Metric("watch lag after the answer p99"),
     "watcher_lag_p99_us": Metric("watch lag without cache p99"),
     "rate_per_second": Metric("successful operations", Better.HIGHER),
-    "errors": Metric("failed operations"),
+    "errors": Metric("failed calls and unsent steps"),
+    "operations_lost": Metric("operations lost to others"),
     "conflicts_per_success": Metric("conflicts per success"),
+    "calls_per_success": Metric("calls per success"),
     "server_cpu_per_operation_us": Metric("server CPU per operation"),
+    "server_cpu_per_call_us": Metric("server CPU per call"),
     "server_cpu_per_event_us": Metric("server CPU per event"),
     "written_per_write_bytes": Metric("written to disk per write"),
     "server_rss_max_bytes": Metric("server memory, highest"),
     "server_rss_end_bytes": Metric("server memory at the end"),
     "disk_end_bytes": Metric("disk at the end"),
     "operations": Metric("operations", Better.NEITHER),
-    "sends": Metric("sends", Better.NEITHER),
+    "calls": Metric("calls", Better.NEITHER),
     "send_lag_p50_us": Metric("send lag p50", Better.NEITHER),
     "send_lag_p99_us": Metric("send lag p99", Better.NEITHER),
     "generator_cores_per_process": Metric("generator CPU", Better.NEITHER),
 }
 """In the order of tables."""
 SHOWN_OF_CLASSES = ("latency_p50_us", "latency_p99_us", "service_p99_us")
-"""Figures that every class of operations has, where it has enough operations."""
+"""Figures that every class has, where it has enough operations or calls."""
 UNNAMED = frozenset(
     {
         *("conflicts", "refusals", "server_cores", "watcher_lag_p50_us"),
         *(f"{name}_{p}_us" for name in ("watch_lag", "watcher_lag") for p in ("p90", "p999")),
         *(f"watch_lag_after_answer_{p}_us" for p in ("p50", "p90", "p999")),
+        *("call_latency_p90_us", "call_latency_p999_us"),
         *("service_p90_us", "service_p999_us", "send_lag_p90_us", "send_lag_p999_us"),
     }
 )
@@ -83,7 +89,7 @@ def in_order(names: set[str]) -> list[str]:
 
 
 def of_classes(names: set[str]) -> list[str]:
-    """Latencies of classes of operations, by class."""
+    """Latencies of classes of operations and calls, by class."""
     return sorted(
         (name for name in names if "/" in name and not name.startswith("count/")),
         key=lambda name: (name.partition("/")[2], name),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.drive.actor import BACKOFF_US
 from bench.figures import Figures, figures
 from bench.plan import Verb
 from bench.records import Outcome, Records
@@ -76,6 +77,57 @@ def test_a_failure_slower_than_the_timeout_is_as_slow_as_it_was(run: Run) -> Non
     run.op(0, latency=9 * SECOND, outcome=Outcome.UNKNOWN, code=14)
     made = measured(run)
     assert 9 * SECOND == pytest.approx(made.latency.get_max_value(), rel=RESOLUTION)
+
+
+def test_an_operation_takes_all_its_calls(run: Run) -> None:
+    """Reading first and losing a race are part of what a user waits for, and cost CPU for it."""
+    for n in range(100):
+        at = n * 10_000
+        run.op(at, latency=1000, actor=n, step=0, verb=Verb.GET)
+        run.op(at + 1000, latency=1000, actor=n, step=0, outcome=Outcome.CONFLICT)
+        run.op(at + 2000, latency=1000, actor=n, step=0)
+    for at in range(11):
+        run.sample(at * SECOND, cpu=at * 30_000)
+    made = measured(run)
+    values = made.values
+    assert (3000, 1000) == pytest.approx(
+        (values["latency_p50_us"], values["call_latency_p50_us"]), rel=RESOLUTION
+    )
+    assert (100, 300, 100) == (values["operations"], values["calls"], values["conflicts"])
+    assert 10 == values["rate_per_second"]
+    assert 3000 == values["server_cpu_per_operation_us"]
+    assert 1000 == values["server_cpu_per_call_us"]
+    counts = [made.classes[n]["count"] for n in ("role claim.assign", "verb UPDATE", "verb GET")]
+    assert [100, 100, 100] == counts
+    assert 3 == values["calls_per_success"]
+
+
+def test_an_operation_that_was_lost_is_not_completed(run: Run) -> None:
+    """Its CPU is borne by those that were, and it improves no latency."""
+    for n in range(50):
+        run.op(n * 1000, latency=10, actor=n, outcome=Outcome.CONFLICT)
+        run.op(n * 1000, latency=5000, actor=n + 50)
+    for at in range(11):
+        run.sample(at * SECOND, cpu=at * 5000)
+    values = measured(run).values
+    assert 50 == values["operations_lost"]
+    assert 5000 == pytest.approx(values["latency_p50_us"], rel=RESOLUTION)
+    assert 1000 == values["server_cpu_per_operation_us"]
+    assert 500 == values["server_cpu_per_call_us"]
+
+
+def test_a_step_that_was_never_sent_took_until_the_end(run: Run) -> None:
+    """Half the steps did not come to be sent: the error budget and the median say so."""
+    for n in range(50):
+        run.op(n * 1000, latency=100, actor=n)
+    for n in range(50, 102):
+        run.op(SECOND, actor=n, sent=False, outcome=Outcome.UNKNOWN, code=4)
+    made = measured(run)
+    assert {"never sent": 52} == made.errors
+    assert 52 == made.values["errors"]
+    assert 9 * SECOND == pytest.approx(made.values["latency_p50_us"], rel=RESOLUTION)
+    assert 100 == made.values["service_p50_us"]
+    assert [] == made.invalid
 
 
 def test_conflicts_and_planned_refusals_are_counted_apart(run: Run) -> None:
@@ -159,6 +211,32 @@ def test_a_slow_server_is_not_a_late_generator(run: Run) -> None:
     assert [] == made.invalid
     assert 20 == made.values["send_lag_p99_us"]
     assert 600_000 == pytest.approx(made.values["latency_p99_us"], rel=RESOLUTION)
+
+
+@pytest.mark.parametrize("fault", ["unknown", "unanswered"])
+def test_the_pause_after_a_failure_is_not_a_late_generator(run: Run, fault: str) -> None:
+    """An actor waits before its next step, whenever that was due; what it waits longer is late."""
+    run.facts["timeout_us"] = 30_000
+    for n in range(100):
+        run.op(
+            n * 1000,
+            latency=30_000,
+            actor=n,
+            outcome=Outcome.UNKNOWN,
+            code=14,
+            answered=fault != "unanswered",
+        )
+        run.op(n * 1000 + 10_000, lag=BACKOFF_US + 20_070, latency=SECOND, actor=n)
+    made = measured(run)
+    assert [] == made.invalid
+    assert 70 == made.values["send_lag_p99_us"]
+
+
+def test_no_pause_is_due_between_the_calls_of_a_step(run: Run) -> None:
+    """A retry can be sent at once."""
+    run.op(0, latency=1000, step=0, outcome=Outcome.CONFLICT)
+    run.op(1000, lag=BACKOFF_US, latency=SECOND, step=0)
+    assert BACKOFF_US == measured(run).values["send_lag_p99_us"]
 
 
 def test_waiting_for_a_lease_is_not_a_late_generator(run: Run) -> None:
