@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.capsule import DRIFT_PERCENT_MAX, differences, drift
-from bench.report.results import Comparison, Measures, Results, compared, has_speed, stored
+from bench.report.results import (
+    Comparison,
+    Measures,
+    Results,
+    compared,
+    has_speed,
+    same_durability,
+    stored,
+)
 
 
-class UnequalSessionsError(ValueError):
+class UnequalSessionsError(Exception):
     """The sessions differ in what timings depend on; its arguments say in what, one line each."""
 
 
@@ -59,14 +67,16 @@ def _unequal(one: Results, other: Results) -> Iterator[str]:
     prints = [results["session"]["fingerprint"] for results in (one, other)]
     if prints[0] != prints[1]:
         yield f"fingerprint: {prints[0][:12]} against {prints[1][:12]}"
-    for name in ("durability", "client"):
-        seen = [
-            {target["name"]: str(dict(target)[name]) for target in results["targets"]}
-            for results in (one, other)
-        ]
-        for target in seen[0].keys() & seen[1].keys():
-            if seen[0][target] != seen[1][target]:
-                yield f"{name} of {target}: {seen[0][target]} against {seen[1][target]}"
+    others = {target["name"]: target for target in other["targets"]}
+    for then in one["targets"]:
+        now = others.get(then["name"])
+        if now is None:
+            continue
+        if then["client"] != now["client"]:
+            yield f"client of {then['name']}: {then['client']} against {now['client']}"
+        if not same_durability(then, now):
+            told = f"{then['durability']} against {now['durability']}"
+            yield f"durability of {then['name']}: {told}"
 
 
 def _unsteady(one: Results, other: Results) -> Iterator[str]:

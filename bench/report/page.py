@@ -85,10 +85,15 @@ def judges(targets: Sequence[Target]) -> Iterator[tuple[str, list[tuple[str, str
         cells = []
         for target in targets:
             found = next((one for one in target["judges"] if one["judge"] == judge), None)
-            if found is None or not (found["checked"] or found["violations"]):
+            if found is None or not any(
+                found[part] for part in ("checked", "violations", "excused")
+            ):
                 cells.append(("not judged", "muted"))
             elif found["violations"]:
                 cells.append((f"FAIL {found['violations']:,} of {found['checked']:,}", "bad"))
+            elif found["excused"]:
+                text = f"INVALID {found['excused']:,} of {found['checked']:,}"
+                cells.append((text, "muted"))
             else:
                 cells.append((f"ok {found['checked']:,}", "good"))
         yield judge, cells
@@ -98,7 +103,7 @@ def evidence(targets: Sequence[Target]) -> Iterator[tuple[str, str, list[str]]]:
     """Target, judge and lines of everything that is wrong."""
     for target in targets:
         for one in target["judges"]:
-            if one["violations"]:
+            if one["evidence"]:
                 yield target["name"], one["judge"], one["evidence"]
 
 

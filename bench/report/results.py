@@ -6,8 +6,11 @@ The state of a target decides what may be said of it:
 - FAIL: a judge found a violation in one of its runs. The evidence is kept, the speed is not: a
   wrong answer is not a fast one.
 - INVALID: the generator or the machine was at fault in one of its runs. To leave that run out and
-  keep the rest would be to choose runs, so no speed is kept either.
-- NOT JUDGED: no judge looked at one of its complete runs.
+  keep the rest would be to choose runs, so no speed is kept either. What is wrong in time only
+  (``Verdict.timed``) while the generator was late or short of CPU may be its own doing, so it
+  makes INVALID what would be FAIL.
+- NOT JUDGED: no judge looked at one of its complete runs, or none saw what its watches showed
+  although something was watched: a server that shows nothing has not kept a promise.
 - INCOMPLETE: fewer complete runs than were asked for. Those that are complete count; of others,
   figures are kept and enter nothing.
 - PASS.
@@ -27,7 +30,9 @@ from hdrh.histogram import HdrHistogram
 
 from bench.capsule import DRIFT_PERCENT_MAX, drift
 from bench.figures import ALL, Figures, Windows, figures, histogram
+from bench.punctuality import objections
 from bench.records import Facts, Records
+from bench.report.durability import equally_durable
 from bench.report.metrics import SHOWN_OF_CLASSES, Better, in_order, metric, of_classes
 from bench.report.session import (
     SESSION,
@@ -41,6 +46,8 @@ from bench.statistics import median, ratio
 from bench.verdicts import VIOLATIONS_KEPT
 
 RESULTS = "results.json"
+WATCHED = "Reliable"
+"""The judge that compares what watches showed with what was written."""
 DIGITS = 6
 """Significant ones of every figure."""
 CURVE_POINTS_PER_DECADE = 16
@@ -51,6 +58,13 @@ Measures = Callable[[Records], Mapping[str, float]]
 
 class MixedRunsError(ValueError):
     """The folder's runs do not belong together."""
+
+
+class JudgeSum(StoredVerdict):
+    """One judge's findings in all runs of a target; evidence says of which."""
+
+    excused: int
+    """Violations in time, of runs whose generator was late; they are not among ``violations``."""
 
 
 class Run(TypedDict):
@@ -88,8 +102,7 @@ class Target(TypedDict):
     """FAIL, INVALID, NOT JUDGED, INCOMPLETE or PASS."""
     reasons: list[str]
     """Why it is not PASS."""
-    judges: list[StoredVerdict]
-    """Sums over its runs; evidence says of which."""
+    judges: list[JudgeSum]
     runs: list[Run]
     medians: dict[str, float]
     """Over complete runs."""
@@ -140,7 +153,23 @@ class _Measured:
 
     @property
     def judged(self) -> bool:
-        return any(one["checked"] for one in self.verdicts or ())
+        looked = {one["judge"] for one in self.verdicts or () if one["checked"]}
+        unwatched = self.complete and self.facts["resources"] and WATCHED not in looked
+        return bool(looked) and not unwatched
+
+    def excuses(self, found: StoredVerdict) -> bool:
+        """May the generator itself have made these violations, being late?"""
+        return found["timed"] and any(objections(self.values))
+
+    @property
+    def violations(self) -> list[StoredVerdict]:
+        """Findings that are the server's fault."""
+        return [v for v in self.verdicts or () if v["violations"] and not self.excuses(v)]
+
+    @property
+    def excused(self) -> list[StoredVerdict]:
+        """Findings that may not be."""
+        return [v for v in self.verdicts or () if v["violations"] and self.excuses(v)]
 
     @property
     def sound(self) -> bool:
@@ -237,22 +266,18 @@ def _state(
     measured: Sequence[_Measured], unsteady: Sequence[str], repetitions: int
 ) -> tuple[str, list[str]]:
     """The worst that is known of a target, and why."""
-    violations = [
-        f"run {run.facts['repetition']}: {one['judge']}: {one['violations']} of {one['checked']}"
-        for run in measured
-        for one in run.verdicts or ()
-        if one["violations"]
-    ]
+    violations = [_said(run, one) for run in measured for one in run.violations]
     if violations:
         return "FAIL", violations
     complete = [run for run in measured if run.complete]
-    objections = [
+    complaints = [
         f"run {run.facts['repetition']}: {reason}"
         for run in complete
         for reason in run.figures.invalid
     ]
-    if complete and (objections or unsteady):
-        return "INVALID", [*unsteady, *objections]
+    excused = [f"{_said(run, one)}, in time" for run in measured for one in run.excused]
+    if excused or (complete and (complaints or unsteady)):
+        return "INVALID", [*unsteady, *complaints, *excused]
     unseen = [f"run {run.facts['repetition']} was not judged" for run in complete if not run.judged]
     if unseen:
         return "NOT JUDGED", unseen
@@ -261,13 +286,17 @@ def _state(
     return "PASS", []
 
 
+def _said(run: _Measured, found: StoredVerdict) -> str:
+    at = run.facts["repetition"]
+    return f"run {at}: {found['judge']}: {found['violations']} of {found['checked']}"
+
+
 def _run(measured: _Measured, values: dict[str, float]) -> Run:
-    verdicts = measured.verdicts
     return Run(
         repetition=measured.facts["repetition"],
         state=measured.facts["state"],
         judged=measured.judged,
-        violations=sum(one["violations"] for one in verdicts or ()),
+        violations=sum(one["violations"] for one in measured.violations),
         invalid=measured.figures.invalid,
         connections_failed=measured.facts["connections_failed"],
         errors=measured.figures.errors,
@@ -275,15 +304,22 @@ def _run(measured: _Measured, values: dict[str, float]) -> Run:
     )
 
 
-def _judges(measured: Sequence[_Measured]) -> list[StoredVerdict]:
+def _judges(measured: Sequence[_Measured]) -> list[JudgeSum]:
     """Sums by judge, in the order in which judges first spoke."""
-    sums: dict[str, StoredVerdict] = {}
+    sums: dict[str, JudgeSum] = {}
     for run in measured:
         for one in run.verdicts or ():
-            empty = StoredVerdict(judge=one["judge"], checked=0, violations=0, evidence=[])
-            total = sums.setdefault(one["judge"], empty)
+            nothing = JudgeSum(
+                judge=one["judge"],
+                checked=0,
+                violations=0,
+                evidence=[],
+                timed=one["timed"],
+                excused=0,
+            )
+            total = sums.setdefault(one["judge"], nothing)
             total["checked"] += one["checked"]
-            total["violations"] += one["violations"]
+            total["excused" if run.excuses(one) else "violations"] += one["violations"]
             room = VIOLATIONS_KEPT - len(total["evidence"])
             total["evidence"] += [
                 f"run {run.facts['repetition']}: {line}" for line in one["evidence"][: max(0, room)]
@@ -341,12 +377,18 @@ def _comparisons(targets: Sequence[Target], seed: int) -> tuple[list[Comparison]
         silent = [t for t in (first, other) if not has_speed(t)]
         if silent:
             refused += [f"{pair}: {one['name']} is {one['state']}" for one in silent]
-        elif first["durability"] != other["durability"]:
+        elif not same_durability(first, other):
             classes = f"{first['durability']!r} against {other['durability']!r}"
             refused.append(f"{pair}: durability differs, {classes}")
         else:
             rows += compared(first, other, seed)
     return rows, refused
+
+
+def same_durability(one: Target, other: Target) -> bool:
+    """Do both mean the same by an acknowledgement, as far as is known?"""
+    told = (one["durability"], other["durability"])
+    return equally_durable(told, (one["command"], other["command"]))
 
 
 def compared(target: Target, against: Target, seed: int) -> list[Comparison]:

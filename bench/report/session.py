@@ -51,6 +51,8 @@ class StoredVerdict(TypedDict):
     checked: int
     violations: int
     evidence: list[str]
+    timed: bool
+    """See ``Verdict``."""
 
 
 def write_session(folder: Path, session: Session) -> None:
@@ -87,6 +89,7 @@ def write_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
             checked=verdict.checked,
             violations=verdict.violations,
             evidence=list(verdict.evidence),
+            timed=verdict.timed,
         )
         for verdict in verdicts
     ]

@@ -15,7 +15,7 @@ from bench.report.results import Results
 from bench.report.session import VERDICTS, run_folder
 from bench.report.terminal import summary
 from bench.verdicts import Verdict
-from tests.bench.report.made import session
+from tests.bench.report.made import GOOD, session
 
 pytestmark = pytest.mark.slow
 MEANS = {"ours": 2000.0, "etcd": 4000.0}
@@ -24,6 +24,7 @@ LOST = {
     "checked": 400,
     "violations": 1,
     "evidence": ["revision 17 of </pre><script>alert(1)</script> is missing"],
+    "timed": False,
 }
 VOID = {"meta", "br", "path", "use", "rect", "g"}
 SPEED = re.compile(r"\d (us|ms|s|MiB|KiB)\b|\d/s\b|% of a core")
@@ -169,7 +170,7 @@ def test_a_judge_that_looked_at_nothing_is_shown(tmp_path: Path) -> None:
 
 def test_names_that_look_like_markup_stay_as_they_are(tmp_path: Path) -> None:
     """A target and a judge in brackets are shown, not interpreted."""
-    odd = {"[red]x[/blue]": [Verdict("[/b] judge", 1)]}
+    odd = {"[red]x[/blue]": [*GOOD, Verdict("[/b] judge", 1)]}
     session(tmp_path, means_us={"[red]x[/blue]": 1000}, seconds=1, verdicts=odd)
     text = said(report(tmp_path))
     assert "[red]x[/blue]" in text

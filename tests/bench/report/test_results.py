@@ -1,12 +1,13 @@
 """What may be said of a target, and what is hidden."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from bench.records import Outcome
+from bench.report.durability import equally_durable
 from bench.report.results import MixedRunsError, Results, Target, build, has_speed, stored, write
 from bench.report.session import VERDICTS, run_folder
 from bench.verdicts import VIOLATIONS_KEPT, Verdict
@@ -73,7 +74,7 @@ def test_a_violation_hides_the_speed(tmp_path: Path) -> None:
 
 def vars_of(verdict: Verdict) -> dict[str, object]:
     """As it is stored."""
-    return {name: getattr(verdict, name) for name in ("judge", "checked", "violations", "evidence")}
+    return asdict(verdict)
 
 
 def is_silent(one: Target) -> bool:
@@ -108,6 +109,44 @@ def test_a_violation_outweighs_an_invalid_run(tmp_path: Path) -> None:
     assert "FAIL" == target(build(tmp_path), "ours")["state"]
 
 
+def test_lateness_of_a_late_generator_is_not_the_servers(tmp_path: Path) -> None:
+    """What is wrong in time only is INVALID where the generator was late, and FAIL elsewhere."""
+    slow = Verdict("Lag drains", 40, 1, ("a watch was 6 s behind",), timed=True)
+    for name, wrong in (("late", late), ("sound", lambda _: None)):
+        (tmp_path / name).mkdir()
+        verdicts = {"ours": [*GOOD, slow]}
+        changes = {"ours": wrong}
+        session(tmp_path / name, means_us=MEANS, seconds=1, verdicts=verdicts, changes=changes)
+    excused, failed = (target(build(tmp_path / name), "ours") for name in ("late", "sound"))
+    assert ("INVALID", "FAIL") == (excused["state"], failed["state"])
+    assert "run 0: Lag drains: 1 of 40, in time" in excused["reasons"]
+    sums = [one["judges"][-1] for one in (excused, failed)]
+    assert [(0, 5), (5, 0)] == [(one["violations"], one["excused"]) for one in sums]
+    assert [0] * 5 == [run["violations"] for run in excused["runs"]]
+    assert is_silent(excused)
+    assert is_silent(failed)
+
+
+def test_a_run_that_showed_no_event_is_not_judged(tmp_path: Path) -> None:
+    """Something was watched, and nothing of it was ever compared: that is no pass."""
+    blind = [replace(one, checked=0) if one.judge == "Reliable" else one for one in GOOD]
+    session(tmp_path, means_us=MEANS, seconds=1, verdicts={"ours": blind})
+    results = build(tmp_path)
+    assert ["NOT JUDGED", "PASS"] == [one["state"] for one in results["targets"]]
+    assert is_silent(target(results, "ours"))
+
+
+def test_a_run_that_watches_nothing_needs_no_judge_of_watches(tmp_path: Path) -> None:
+    """A replay of calls without watches may pass."""
+
+    def unwatched(run: Run) -> None:
+        run.facts["resources"] = []
+
+    some = {"ours": [Verdict("Ordered", 4)]}
+    session(tmp_path, means_us=MEANS, seconds=1, verdicts=some, changes={"ours": unwatched})
+    assert "PASS" == target(build(tmp_path), "ours")["state"]
+
+
 def test_a_drifting_machine_makes_every_target_invalid(tmp_path: Path) -> None:
     """A disk that became a third slower says so of all."""
     after = CAPSULE.copy()
@@ -138,7 +177,7 @@ def test_one_judge_without_work_is_no_failure(tmp_path: Path) -> None:
     session(tmp_path, means_us=MEANS, seconds=1)
     ours = target(build(tmp_path), "ours")
     assert "PASS" == ours["state"]
-    assert {"Ordered": 2000, "Resumable": 0, "swarm-burst: one owner": 250} == {
+    assert {"Ordered": 2000, "Reliable": 2000, "Resumable": 0, "swarm-burst: one owner": 250} == {
         one["judge"]: one["checked"] for one in ours["judges"]
     }
 
@@ -161,6 +200,37 @@ def test_an_interrupted_run_enters_no_median(tmp_path: Path) -> None:
     assert 100_000 > ours["curve"][-1][1]
     assert {"too few"} == {row["finding"] for row in results["comparisons"]}
     assert {None} == {row["low"] for row in results["comparisons"]}
+
+
+@pytest.mark.parametrize(
+    ("told", "commands", "equal"),
+    [
+        (("fsync per commit", "fsync per group of commits"), ("a", "b"), True),
+        (("fsync per commit", "none (memory)"), ("a", "a"), False),
+        (("none (memory)", "none (memory)"), ("a", "b"), True),
+        (("unknown", "fsync per commit"), ("a", "b"), False),
+        (("unknown", "unknown"), ("a", "b"), False),
+        (("unknown", "unknown"), ("", ""), False),
+        (("unknown", "unknown"), ("a", "a"), True),
+    ],
+)
+def test_classes_of_durability(
+    told: tuple[str, str], commands: tuple[str, str], *, equal: bool
+) -> None:
+    """Whoever has synced is equal, however; who is not known is equal to its own command only."""
+    assert equal == equally_durable(told, commands)
+
+
+def test_a_sync_for_each_commit_is_compared_with_one_for_many(tmp_path: Path) -> None:
+    """How a server comes to have synced is no reason to refuse a ratio."""
+
+    def each(run: Run) -> None:
+        run.facts["durability"] = "fsync per group of commits"
+
+    session(tmp_path, means_us=MEANS, seconds=1, changes={"etcd": each})
+    results = build(tmp_path)
+    assert [] == results["not_compared"]
+    assert results["comparisons"]
 
 
 def test_other_durability_is_not_compared(tmp_path: Path) -> None:
