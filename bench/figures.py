@@ -358,8 +358,8 @@ def _resources(records: Records, operations: _Asked, calls: _Asked) -> dict[str,
         start, finish = np.interp(at, samples["at"], samples[column]).tolist()
         return float(finish - start)
 
-    used = spent("generator_cpu") / MICROSECONDS / _seconds(records)
-    values: dict[str, float] = {"generator_cores_per_process": used / max(1, facts["processes"])}
+    used = spent("generator_cpu_max") / MICROSECONDS / _seconds(records)
+    values: dict[str, float] = {"generator_cores_max": used}
     if samples["server_rss"].max() <= 0:
         return values
     values["server_rss_max_bytes"] = int(samples["server_rss"].max())

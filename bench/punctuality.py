@@ -43,9 +43,10 @@ def objections(values: Mapping[str, float]) -> Iterator[str]:
     lag = values.get("send_lag_p99_us", 0)
     if lag > SEND_LAG_P99_US_MAX:
         yield f"send lag p99 {lag / 1000:.1f} ms, {SEND_LAG_P99_US_MAX / 1000:.0f} ms is allowed"
-    used = values.get("generator_cores_per_process", 0)
+    used = values.get("generator_cores_max", 0)
     if used > GENERATOR_CPU_MAX:
-        yield f"generator used {used:.0%} of a core per process, {GENERATOR_CPU_MAX:.0%} is allowed"
+        share = f"{used:.0%} of a core in one process"
+        yield f"generator used {share}, {GENERATOR_CPU_MAX:.0%} is allowed"
 
 
 def _send_lags(records: Records, end_us: int) -> Integers:

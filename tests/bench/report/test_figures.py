@@ -256,16 +256,26 @@ def test_a_server_taken_away_is_not_a_late_generator(run: Run) -> None:
     assert 4 * SECOND == pytest.approx(made.latency.get_max_value(), rel=RESOLUTION)
 
 
-@pytest.mark.parametrize(("processes", "invalid"), [(1, True), (2, False)])
-def test_a_busy_generator_makes_the_run_invalid(run: Run, processes: int, *, invalid: bool) -> None:
-    """Nine tenths of a core are too much for one process, and not for two."""
-    run.facts["processes"] = processes
+@pytest.mark.parametrize(("most", "invalid"), [(900_000, True), (450_000, False)])
+def test_a_busy_generator_makes_the_run_invalid(run: Run, most: int, *, invalid: bool) -> None:
+    """Nine tenths of a core are too much for one process, and not for two that share them."""
+    run.facts["processes"] = 900_000 // most
     run.op(0)
     for at in range(11):
-        run.sample(at * SECOND, cpu=0, own=at * 900_000)
+        run.sample(at * SECOND, cpu=0, own=at * 900_000, most=at * most)
     made = measured(run)
-    assert 0.9 / processes == made.values["generator_cores_per_process"]
+    assert most / SECOND == made.values["generator_cores_max"]
     assert invalid == bool(made.invalid)
+
+
+def test_one_busy_process_of_two_makes_the_run_invalid(run: Run) -> None:
+    """An idle process is no help to one that cannot keep up."""
+    run.facts["processes"] = 2
+    run.op(0)
+    for at in range(11):
+        run.sample(at * SECOND, cpu=0, own=at * 1_000_000, most=at * 900_000)
+    made = measured(run)
+    assert ["generator used 90% of a core in one process, 80% is allowed"] == made.invalid
 
 
 def test_watch_lag_counts_from_the_write_of_its_revision(run: Run) -> None:
@@ -339,7 +349,7 @@ def test_a_server_that_is_not_followed_has_no_resources(run: Run) -> None:
         run.sample(at * SECOND, cpu=-1, rss=-1, written=-1, disk=-1, own=at)
     made = measured(run)
     assert not [name for name in made.values if name.startswith(("server", "disk", "written"))]
-    assert "generator_cores_per_process" in made.values
+    assert "generator_cores_max" in made.values
     assert [None] * 10 == made.windows["server_cores"]
 
 
