@@ -5,6 +5,9 @@ How far a ratio of two medians can be trusted is asked of the runs themselves: b
 again with replacement, many times, and the middle 95 % of the ratios is the interval (percentile
 bootstrap). Every ratio is drawn from the same seed, so it depends on no other that is made.
 A handful of runs cannot support an interval: below ``REPETITIONS_MIN`` there is none.
+
+Something against nothing (errors against none) is infinitely more, and nothing against nothing is
+as much. A drawn ratio may be so too, so an interval ends at ratios that were drawn, not between.
 """
 
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ class Ratio(NamedTuple):
     """How many times one target's median is that of another."""
 
     ratio: float
+    """Infinite where the other has none."""
     low: float | None
     """Ends of the interval; None: too few runs for one."""
     high: float | None
@@ -52,19 +56,22 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def ratio(values: Sequence[float], against: Sequence[float], *, seed: int) -> Ratio | None:
-    """Median over median with its interval; None where there is nothing to divide by."""
-    if not values or not against or not median(against):
+    """Median over median with its interval; None of nothing to nothing."""
+    if not values or not against:
         return None
-    point = median(values) / median(against)
+    above, below = median(values), median(against)
+    if not above and not below:
+        return None
+    point = above / below if below else np.inf
     runs = min(len(values), len(against))
     if runs < REPETITIONS_MIN:
         return Ratio(point, None, None, runs)
-    draw = np.random.default_rng(seed)
-    above, below = _medians(values, draw), _medians(against, draw)
-    possible = below != 0
-    ratios = above[possible] / below[possible]
+    draw = np.random.default_rng(abs(seed))
+    drawn, other = _medians(values, draw), _medians(against, draw)
+    nothing = np.where(drawn != 0, np.inf, 1.0)
+    ratios = np.divide(drawn, other, out=nothing, where=other != 0)
     rest = (100 - INTERVAL_PERCENT) / 2
-    low, high = np.percentile(ratios, [rest, 100 - rest])
+    low, high = np.percentile(ratios, [rest, 100 - rest], method="inverted_cdf")
     return Ratio(point, float(low), float(high), runs)
 
 

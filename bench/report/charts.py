@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ HEADLINES = (
     "server_rss_max_bytes",
 )
 """Ratios in the picture."""
+FAR = 1e6
+"""Ratios beyond it, either way, end at the edge of the picture."""
 SALT = "kvstore-bench"
 BAND_ALPHA = 0.16
 WIDTH = 8.6
@@ -108,7 +111,11 @@ def draw_picture(results: Results, path: Path) -> None:
             f"{title}\n", x=0.01, ha="left", color=colors.ink, fontsize=13, weight="bold"
         )
         grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1])
-        rows = [row for row in results["comparisons"] if row["metric"] in HEADLINES]
+        rows = [
+            row
+            for row in results["comparisons"]
+            if row["metric"] in HEADLINES and 0 < row["ratio"] < inf
+        ]
         if rows:
             _ratios(figure.add_subplot(grid[0, 0]), rows, results, colors)
         place = grid[0, 1] if rows else grid[0, :]
@@ -182,14 +189,16 @@ def _ratios(axes: Axes, rows: Sequence[Comparison], results: Results, palette: P
     for n, row in enumerate(reversed(rows)):
         color = _color(palette, places[row["target"]])
         if row["low"] is not None and row["high"] is not None:
-            axes.plot([row["low"], row["high"]], [n, n], color=color, linewidth=3, alpha=0.45)
+            low, high = max(row["low"], 1 / FAR), min(row["high"], FAR)
+            axes.plot([low, high], [n, n], color=color, linewidth=3, alpha=0.45)
         axes.plot([row["ratio"]], [n], "o", color=color, markersize=6)
         against = f" / {row['against']}" if len(places) > 2 else ""
         labels.append(f"{metric(row['metric']).label}{against}")
     pair = f"{rows[0]['target']} / {rows[0]['against'] if len(places) == 2 else 'others'}"
     _frame(axes, palette, f"{pair}, below 1 is better; bars are 95 % intervals", "")
     axes.set_xscale("log")
-    ends = [e for row in rows for e in (row["ratio"], row["low"], row["high"]) if e]
+    known = (e for row in rows for e in (row["ratio"], row["low"], row["high"]) if e is not None)
+    ends = [end for end in known if 1 / FAR < end < FAR]
     low, high = min(*ends, 0.8) / 1.15, max(*ends, 1.25) * 1.15
     axes.set_xlim(low, high)
     steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)

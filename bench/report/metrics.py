@@ -5,6 +5,7 @@ A figure's name ends in its unit. One of a single class of operations has the cl
 """
 
 from enum import IntEnum
+from math import isfinite
 from typing import NamedTuple
 
 
@@ -53,7 +54,7 @@ METRICS = {
     "calls": Metric("calls", Better.NEITHER),
     "send_lag_p50_us": Metric("send lag p50", Better.NEITHER),
     "send_lag_p99_us": Metric("send lag p99", Better.NEITHER),
-    "generator_cores_per_process": Metric("generator CPU", Better.NEITHER),
+    "generator_cores_max": Metric("generator CPU, busiest process", Better.NEITHER),
 }
 """In the order of tables."""
 SHOWN_OF_CLASSES = ("latency_p50_us", "latency_p99_us", "service_p99_us")
@@ -68,7 +69,7 @@ UNNAMED = frozenset(
     }
 )
 """Figures that are kept in results and stand in no table."""
-_UNITS = ("_us", "_bytes", "_per_second", "_cores_per_process", "_cores")
+_UNITS = ("_us", "_bytes", "_per_second", "_cores_max", "_cores")
 
 
 def metric(name: str) -> Metric:
@@ -108,6 +109,11 @@ def shown(name: str, value: float) -> str:
     if unit.startswith("_cores"):
         return f"{value:.0%} of a core"
     return _number(value)
+
+
+def shown_ratio(ratio: float) -> str:
+    """How many times one figure is another."""
+    return f"{ratio:.2f}" if isfinite(ratio) else "\N{INFINITY}"
 
 
 def _unit(name: str) -> str:

@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from bench.capsule import Capsule
 from bench.report.charts import DARK, LIGHT, Palette, course_chart, percentile_chart
-from bench.report.metrics import METRICS, in_order, metric, of_classes, shown
+from bench.report.metrics import METRICS, in_order, metric, of_classes, shown, shown_ratio
 from bench.report.results import Comparison, Results, Run, Target, has_speed
-from bench.statistics import REPETITIONS_MIN
+from bench.statistics import INTERVAL_PERCENT, REPETITIONS_MIN
 
 TEMPLATE = "page.html"
 DASH = "\N{EN DASH}"
@@ -22,7 +22,7 @@ OF_A_RUN = (
     "latency_p50_us",
     "latency_p99_us",
     "send_lag_p99_us",
-    "generator_cores_per_process",
+    "generator_cores_max",
 )
 """Columns of the table of runs."""
 KINDS = {"better": "good", "worse": "bad"}
@@ -65,6 +65,8 @@ def page(results: Results) -> str:
         evidence=list(evidence(targets)),
         not_compared=results["not_compared"],
         repetitions_min=REPETITIONS_MIN,
+        intervals=sum(row["low"] is not None for row in comparisons),
+        chance=1 - INTERVAL_PERCENT / 100,
         speedy=[(n, target) for n, target in enumerate(targets) if has_speed(target)],
         pairs=pairs(comparisons),
         figures=rows(results, in_order(names)),
@@ -136,8 +138,9 @@ def ratio_cell(row: Comparison | None) -> tuple[str, str, str]:
         return "", "", ""
     finding = row["finding"]
     if row["low"] is None or row["high"] is None:
-        return f"{row['ratio']:.2f}", f"{finding} ({row['runs']})", "muted"
-    text = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        return shown_ratio(row["ratio"]), f"{finding} ({row['runs']})", "muted"
+    ratio, low, high = map(shown_ratio, (row["ratio"], row["low"], row["high"]))
+    text = f"{ratio} ({low} to {high})"
     return text, finding, KINDS.get(finding, "muted")
 
 

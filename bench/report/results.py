@@ -20,6 +20,7 @@ it by mistake.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from bench.records import Facts, Records
 from bench.report.durability import equally_durable
 from bench.report.metrics import SHOWN_OF_CLASSES, Better, in_order, metric, of_classes
 from bench.report.session import (
+    RUN,
     SESSION,
     Session,
     StoredVerdict,
@@ -50,6 +52,7 @@ WATCHED = "Reliable"
 """The judge that compares what watches showed with what was written."""
 DIGITS = 6
 """Significant ones of every figure."""
+INFINITE = "1e999"
 CURVE_POINTS_PER_DECADE = 16
 
 Measures = Callable[[Records], Mapping[str, float]]
@@ -65,6 +68,10 @@ class JudgeSum(StoredVerdict):
 
     excused: int
     """Violations in time, of runs whose generator was late; they are not among ``violations``."""
+
+
+class DamagedRunError(ValueError):
+    """A run's facts cannot be read; says where."""
 
 
 class Run(TypedDict):
@@ -120,6 +127,7 @@ class Comparison(TypedDict):
     target: str
     against: str
     ratio: float
+    """Infinite where the other has none."""
     low: float | None
     high: float | None
     runs: int
@@ -199,14 +207,18 @@ def build(folder: Path, measures: Measures | None = None) -> Results:
 
 
 def write(folder: Path, results: Results) -> None:
-    """Keep results beside the raw records."""
-    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    """Keep results beside the raw records; an infinite number is one that JSON can write."""
+    text = json.dumps(results, indent=1)
+    text = re.sub(r"^(\s+\"\w+\": )Infinity\b", rf"\g<1>{INFINITE}", text, flags=re.MULTILINE)
+    (folder / RESULTS).write_text(text + "\n")
 
 
 def stored(folder: Path, measures: Measures | None = None) -> Results:
     """Results from raw records, or as they were kept where the records are gone."""
     if (folder / SESSION).exists():
         return build(folder, measures)
+    if not (folder / RESULTS).exists():
+        raise FileNotFoundError(f"{folder}: neither {SESSION} nor {RESULTS} is there")
     results: Results = json.loads((folder / RESULTS).read_text())
     return results
 
@@ -245,8 +257,21 @@ def _target(
     )
 
 
+def _records(path: Path) -> Records:
+    file = path / RUN
+    try:
+        facts: object = json.loads(file.read_text())
+    except ValueError as error:
+        raise DamagedRunError(f"{file}: {error}") from error
+    known = facts.keys() if isinstance(facts, dict) else set()
+    missing = sorted(Facts.__required_keys__ - known)
+    if missing:
+        raise DamagedRunError(f"{file}: without {missing[0]}")
+    return Records(path)
+
+
 def _measured(path: Path, session: Session, measures: Measures | None) -> _Measured:
-    records = Records(path)
+    records = _records(path)
     facts = records.facts
     if facts["fingerprint"] != session["fingerprint"]:
         raise MixedRunsError(f"{path}: a run of another plan than its session's")

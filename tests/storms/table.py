@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from bench.report.metrics import shown
+from bench.report.metrics import shown, shown_ratio
 from bench.report.results import Comparison, Results
 from bench.storms import STORMS
 
@@ -36,8 +36,9 @@ def cell(results: Results, name: str) -> str:
 
 def _ratio(row: Comparison) -> str:
     if row["low"] is None or row["high"] is None:
-        return f"{row['ratio']:.2f} (too few)"
-    return f"**{row['ratio']:.2f}** ({row['low']:.2f}-{row['high']:.2f})"
+        return f"{shown_ratio(row['ratio'])} (too few)"
+    ratio, low, high = map(shown_ratio, (row["ratio"], row["low"], row["high"]))
+    return f"**{ratio}** ({low}-{high})"
 
 
 def origins(stored: list[Results]) -> list[str]:

@@ -4,18 +4,21 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from math import inf
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 from rich.console import Console
 
+from bench.records import Outcome
 from bench.report import picture, report
-from bench.report.results import Results
+from bench.report.charts import draw_picture
+from bench.report.results import Results, stored
 from bench.report.session import VERDICTS, run_folder
 from bench.report.terminal import summary
 from bench.verdicts import Verdict
-from tests.bench.report.made import GOOD, session
+from tests.bench.report.made import GOOD, Run, session
 
 pytestmark = pytest.mark.slow
 MEANS = {"ours": 2000.0, "etcd": 4000.0}
@@ -148,6 +151,36 @@ def test_the_speed_of_a_sound_target_stays(tmp_path: Path) -> None:
     assert "stroke: var(--target-0)" not in chart
     assert "stroke: var(--target-0)" in before
     assert "ours / etcd: ours is FAIL" in after
+
+
+def test_errors_against_none_are_a_difference(tmp_path: Path) -> None:
+    """A ratio to nothing is shown everywhere, kept as JSON that others read, and drawn nowhere."""
+
+    def broken(run: Run) -> None:
+        for n in range(50):
+            run.op(n * 1000, actor=7000 + n, outcome=Outcome.UNKNOWN, code=14)
+
+    session(tmp_path, means_us=MEANS, seconds=2, changes={"ours": broken})
+    results = report(tmp_path)
+    (row,) = (row for row in results["comparisons"] if row["metric"] == "errors")
+    assert (inf, "worse") == (row["ratio"], row["finding"])
+    assert "Infinity" not in (tmp_path / "results.json").read_text()
+    (tmp_path / "session.json").unlink()
+    assert results == stored(tmp_path)
+    for shown in ((tmp_path / "report.html").read_text(), said(results)):
+        assert "\N{INFINITY} (\N{INFINITY} to \N{INFINITY})" in shown
+    row["metric"] = "latency_p99_us"
+    draw_picture(results, tmp_path / "picture.png")
+
+
+def test_the_page_warns_of_many_figures(tmp_path: Path) -> None:
+    """With so many intervals of 95 % some leave 1 out by chance; the page says how many."""
+    session(tmp_path, means_us=MEANS, seconds=2)
+    results = report(tmp_path)
+    text = " ".join((tmp_path / "report.html").read_text().split())
+    count = len(results["comparisons"])
+    assert count > 20
+    assert f"about {round(count * 0.05)} of them all ({count} ratios" in text
 
 
 def test_too_few_runs_are_called_so(tmp_path: Path) -> None:

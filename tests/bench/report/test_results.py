@@ -8,7 +8,16 @@ import pytest
 
 from bench.records import Outcome
 from bench.report.durability import equally_durable
-from bench.report.results import MixedRunsError, Results, Target, build, has_speed, stored, write
+from bench.report.results import (
+    DamagedRunError,
+    MixedRunsError,
+    Results,
+    Target,
+    build,
+    has_speed,
+    stored,
+    write,
+)
 from bench.report.session import VERDICTS, run_folder
 from bench.verdicts import VIOLATIONS_KEPT, Verdict
 from tests.bench.report.made import CAPSULE, GOOD, SECOND, Run, session
@@ -254,6 +263,22 @@ def test_runs_of_another_plan_are_refused(tmp_path: Path) -> None:
     session(tmp_path, means_us=MEANS, seconds=1, repetitions=1, changes={"etcd": other})
     with pytest.raises(MixedRunsError, match="another plan"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_run_is_named(tmp_path: Path, text: str) -> None:
+    """Whoever reads the complaint knows which file to look at."""
+    session(tmp_path, means_us=MEANS, seconds=1, repetitions=1)
+    damaged = run_folder(tmp_path, "etcd", 0) / "run.json"
+    damaged.write_text(text)
+    with pytest.raises(DamagedRunError, match=str(damaged)):
+        build(tmp_path)
+
+
+def test_a_folder_without_a_session_is_named(tmp_path: Path) -> None:
+    """There is nothing to draw, and the complaint says where."""
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: neither"):
+        stored(tmp_path)
 
 
 def test_a_storms_measures_stand_beside_the_figures(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Medians, ratios and their intervals."""
 
 import random
+from math import inf
 
 import pytest
 
@@ -43,10 +44,35 @@ def test_one_seed_gives_one_interval() -> None:
     assert ratio(*sides, seed=3) != ratio(*sides, seed=4)
 
 
-def test_nothing_is_divided_by_zero() -> None:
-    """Against a median of zero, or no runs, there is no ratio."""
-    assert ratio([1.0], [0.0], seed=1) is None
+def test_something_against_nothing_is_infinitely_more() -> None:
+    """Fifty errors against none are a difference, and settled if they always were."""
+    found = ratio([50.0, 49, 51, 50, 52], [0.0] * 5, seed=1)
+    assert found is not None
+    assert (inf, inf, inf) == (found.ratio, found.low, found.high)
+    assert found.settled
+    few = ratio([50.0], [0.0], seed=1)
+    assert few is not None
+    assert (inf, True) == (few.ratio, few.too_few)
+
+
+def test_errors_now_and_then_settle_nothing() -> None:
+    """Where runs without errors are as likely on both sides the interval reaches down to 1."""
+    found = ratio([50.0, 0, 51, 0, 52], [0.0, 0, 0, 0, 1], seed=1)
+    assert found is not None
+    assert inf == found.high
+    assert not found.settled
+
+
+def test_nothing_against_nothing_has_no_ratio() -> None:
+    """Nor has what was not measured."""
+    assert ratio([0.0], [0.0], seed=1) is None
     assert ratio([], [1.0], seed=1) is None
+    assert ratio([1.0], [], seed=1) is None
+
+
+def test_a_seed_may_be_negative() -> None:
+    """Whatever seed a session was made with, its ratios can be drawn."""
+    assert ratio([1.0] * 5, [2.0] * 5, seed=-1) is not None
 
 
 @pytest.mark.slow
