@@ -12,7 +12,7 @@ watch, per list and per piece of evidence is taken one by one.
 
 from collections.abc import Callable
 
-from bench.judges import contents, leases, origins, reads, watch, writes
+from bench.judges import attendance, contents, leases, origins, reads, watch, writes
 from bench.judges.case import Case
 from bench.records import Records
 from bench.verdicts import Verdict
@@ -20,6 +20,7 @@ from bench.verdicts import Verdict
 Judge = Callable[[Case], Verdict]
 
 JUDGES: tuple[Judge, ...] = (
+    attendance.everyone,
     watch.ordered,
     watch.unique,
     watch.atomic,

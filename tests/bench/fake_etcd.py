@@ -55,6 +55,15 @@ class Fault(StrEnum):
     LEASE_TWICE = auto()
     SILENT_COMPACTED = auto()
     REVISION_BACK = auto()
+    NO_WATCH = auto()
+    """There is no such method, on any occasion."""
+    FALSE_COMPACTION = auto()
+    """A watch is canceled as compacted, and nobody has compacted."""
+    EMPTY_PAGE = auto()
+    EMPTY_STORE = auto()
+    """A list of everything shows and counts nothing."""
+    UNKNOWN_TWICE = auto()
+    """A write is done twice and answered as if it may not have been done."""
 
 
 class Event(NamedTuple):
@@ -113,6 +122,12 @@ class Watch:
                 told = pb.WatchResponse(header=fake.header(), canceled=True)
                 told.compact_revision = fake.compacted
                 self.send(told)
+            return
+        if fake.occasion(Fault.FALSE_COMPACTION, when=asked.start_revision > 0):
+            self.asked = None
+            told = pb.WatchResponse(header=fake.header(), canceled=True)
+            told.compact_revision = asked.start_revision + 1
+            self.send(told)
             return
         if asked.start_revision:
             for _, events in fake.since(asked.start_revision):
@@ -206,14 +221,17 @@ class FakeEtcd:
 
     def methods(self) -> list[Method]:
         """What is served."""
-        return [
+        methods = [
             Method.unary(requests.RANGE, self.range),
             Method.unary(requests.TXN, self.txn),
             Method.unary(requests.COMPACT, self.compact),
             Method.unary(requests.GRANT, self.grant),
             Method.unary(requests.STATUS, self.status),
-            Method.bidi_stream(requests.WATCH, lambda stream: Watch(self, stream)),
         ]
+        if self._fault is not Fault.NO_WATCH:
+            watch = Method.bidi_stream(requests.WATCH, lambda stream: Watch(self, stream))
+            methods.append(watch)
+        return methods
 
     # Reads.
 
@@ -241,6 +259,9 @@ class FakeEtcd:
             if self.occasion(Fault.STALE_READ, when=stale):
                 at = past[-1][0] - 1
         found = [kv for key in keys if (kv := self.at(key, at)) is not None]
+        everything = request.range_end == b"\0" and not request.count_only
+        if self.occasion(Fault.EMPTY_STORE, when=everything):
+            found = []
         answer = pb.RangeResponse(header=self.header(), count=len(found))
         if self.occasion(Fault.REVISION_BACK, when=not request.range_end):
             answer.header.revision -= 2
@@ -249,6 +270,8 @@ class FakeEtcd:
             answer.more = len(shown) < len(found)
             if len(shown) > 2 and self.occasion(Fault.TORN_PAGE):
                 del shown[1]
+            if 1 < request.limit < len(found) and self.occasion(Fault.EMPTY_PAGE):
+                shown = []
             answer.kvs.extend(shown)
         return answer
 
@@ -277,6 +300,11 @@ class FakeEtcd:
             else:
                 answer.responses.add().response_range.CopyFrom(self._range(part.request_range))
         answer.header.CopyFrom(self.header())
+        put = request.success[0].request_put
+        known = now is not None and answer.succeeded and bool(put.key)
+        if self.occasion(Fault.UNKNOWN_TWICE, when=known and put.key != b"compact_rev_key"):
+            self._put(put.key, put.value, put.lease)
+            raise StatusError(14, "etcdserver: request timed out")
         return answer.SerializeToString()
 
     def _put(self, key: bytes, value: bytes, lease: int) -> None:

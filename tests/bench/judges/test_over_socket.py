@@ -44,6 +44,11 @@ CAUGHT_BY: dict[Fault, tuple[str, int]] = {
     Fault.LEASE_TWICE: ("TTL window", 1),
     Fault.SILENT_COMPACTED: ("Resumable", 1),
     Fault.REVISION_BACK: ("Revision", 20),
+    Fault.NO_WATCH: ("Everyone is watching", 1),
+    Fault.FALSE_COMPACTION: ("Resumable", 1),
+    Fault.EMPTY_PAGE: ("Snapshot", 10),
+    Fault.EMPTY_STORE: ("Final state", 1),
+    Fault.UNKNOWN_TWICE: ("Errors attributable", 30),
 }
 """The judge that must catch each fault, and the occasion on which it is committed."""
 
@@ -111,9 +116,9 @@ async def run(fault: Fault, after: int, folder: Path, seconds: float) -> list[Ve
     facts = Facts(
         run="fake", storm="fake", preset="xs", parameters={}, seed=1,
         duration_us=plan.duration_us, warm_up_us=0, fingerprint="", apiservers=APISERVERS,
-        resources=[], target="fake", command="", version="", durability="none", repetition=0,
-        prefix="", zero_us=0, load_end_us=0, finished_us=0, state="INCOMPLETE", processes=1,
-        client="lean", timeout_us=2 * MICROSECONDS, connections_failed=0, steps=plan.steps,
+        resources=[PODS.decode(), EVENTS.decode()], target="fake", command="fake", version="",
+        durability="none", repetition=0, prefix="", zero_us=0, load_end_us=0, finished_us=0, state="INCOMPLETE",
+        processes=1, client="lean", timeout_us=2 * MICROSECONDS, connections_failed=0, steps=plan.steps,
         final_revision=-1, reason="",
     )  # fmt: skip
     program = f"{sys.executable} -m tests.bench.fake_etcd {{port}} {fault} {after}"

@@ -10,7 +10,7 @@ from bench.records import Records
 from tests.bench.judges.test_store_faults import expired_early, expired_late
 from tests.bench.judges.world import facts_of, fresh
 
-TIMED = {"Lag drains", "TTL overdue"}
+TIMED = {"Everyone is watching", "Lag drains", "TTL overdue"}
 
 
 def test_only_judges_of_time_are_timed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import Verb
+from bench.plan import Trouble, Verb
 from bench.records import EventType, MessageKind, Outcome
 from tests.bench.judges.world import PODS, Row, World, fresh, number, verdict_of
 
@@ -233,6 +233,57 @@ def never_shown(world: World) -> None:
     world.rows["events"].remove(last)
 
 
+def no_watches(world: World) -> None:
+    """No watch was ever opened."""
+    for table in ("watches", "messages", "events"):
+        world.rows[table].clear()
+
+
+def one_without_watch(world: World) -> None:
+    """An apiserver never came to watch one of its resources."""
+    for watch in list(world.find("watches", name=b"events of 1")):
+        without(world, watch)
+
+
+def without(world: World, watch: Row) -> None:
+    """A watch was never there."""
+    for table in ("watches", "messages", "events"):
+        world.rows[table] = [r for r in world.rows[table] if r["watch"] != watch["watch"]]
+
+
+def all_unimplemented(world: World) -> None:
+    """Each watch ends at once, with an error."""
+    world.rows["messages"].clear()
+    world.rows["events"].clear()
+    for watch in world.rows["watches"]:
+        watch |= {"code": 12, "closed": watch["opened"], "message": b"unknown method"}
+
+
+def ended_for_good(world: World) -> None:
+    """A watch ends before the run does, and none comes for it."""
+    watch_of(world, b"pods of 0", -1)["code"] = 14
+
+
+def never_created(world: World) -> None:
+    """A watch waits for its creation to the end."""
+    watch = watch_of(world, b"no puts", -1)
+    for table in ("messages", "events"):
+        world.rows[table] = [r for r in world.rows[table] if r["watch"] != watch["watch"]]
+
+
+def without_head(world: World) -> None:
+    """A watch never hears how far the store has come."""
+    progress = list(world.find("messages", kind=MessageKind.PROGRESS))
+    watch = watch_of(world, b"one key", -1)
+    (told,) = (row for row in progress if row["watch"] == watch["watch"])
+    world.rows["messages"].remove(told)
+
+
+def silent_all(world: World) -> None:
+    """Every watch is told of progress, and of nothing else."""
+    world.rows["events"].clear()
+
+
 def phantom(world: World) -> None:
     """An event comes that nobody wrote."""
     event = middle(world)
@@ -335,6 +386,13 @@ FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
     wrong_create: ("Version arithmetic", "created at"),
     lagging: ("Lag drains", "6.0 s after the load"),
     never_shown: ("Lag drains", "never"),
+    no_watches: ("Everyone is watching", "apiserver 1 of /registry/events/ never had a watch"),
+    one_without_watch: ("Everyone is watching", "apiserver 1 of /registry/events/ never had"),
+    all_unimplemented: ("Everyone is watching", "over with code 12 unknown method"),
+    ended_for_good: ("Everyone is watching", "over with code 14"),
+    never_created: ("Everyone is watching", "never created"),
+    without_head: ("Everyone is watching", "watcher one key has come to revision"),
+    silent_all: ("Everyone is watching", "no watch has shown anything"),
     phantom: ("Errors attributable", "no write explains it"),
     conflict_applied: ("Errors attributable", "ended as CONFLICT"),
     refused_applied: ("Errors attributable", "ended as REFUSED"),
@@ -373,3 +431,22 @@ def test_unsent_excuses_nothing(tmp_path: Path) -> None:
     assert verdict_of(world, judge, tmp_path / "right").passed
     deleted_by_nobody(world)
     assert not verdict_of(world, judge, tmp_path).passed
+
+
+@pytest.mark.parametrize("trouble_s", [4, 6])
+def test_everyone_may_come_back(trouble_s: int, tmp_path: Path) -> None:
+    """A watch that trouble has just ended is missed only when there was time to come back."""
+    world = fresh()
+    ended_for_good(world)
+    at = world.facts["finished_us"] - trouble_s * 1_000_000
+    world.rows["incidents"].append({"at": at, "until": at, "trouble": Trouble.DROP})
+    assert verdict_of(world, "Everyone is watching", tmp_path).passed is (trouble_s == 4)
+
+
+def test_stopped_run_needs_nobody(tmp_path: Path) -> None:
+    """Of a run that was stopped it is not known who would have come back."""
+    world = fresh()
+    no_watches(world)
+    world.facts["state"] = "INCOMPLETE"
+    found = verdict_of(world, "Everyone is watching", tmp_path)
+    assert (found.checked, found.violations) == (0, 0)
