@@ -147,9 +147,15 @@ class Connection(asyncio.Protocol):
         else:
             self._held.append(_Held(path, message, exchange))
 
-    def open(self, path: bytes, message: bytes, sink: Sink, *, end: bool = False) -> int:
-        """Begin a stream with its first message; gives its number. Needs ``usable``."""
-        return self._begin(path, message, _Exchange(None, sink, 0), 0, end=end)
+    def open(
+        self, path: bytes, message: bytes, sink: Sink, *, end: bool = False, timeout_us: int = 0
+    ) -> int:
+        """Begin a stream with its first message; gives its number. Needs ``usable``.
+
+        Without a timeout it lasts until one side ends it.
+        """
+        deadline_us = now_us() + timeout_us if timeout_us else 0
+        return self._begin(path, message, _Exchange(None, sink, deadline_us), timeout_us, end=end)
 
     def _begin(
         self, path: bytes, message: bytes, exchange: _Exchange, timeout_us: int, *, end: bool

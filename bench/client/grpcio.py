@@ -133,17 +133,21 @@ class GrpcioConnection:
         else:
             self._end(number, 0, "", message)
 
-    def open(self, path: bytes, message: bytes, sink: Sink, *, end: bool = False) -> int:
+    def open(
+        self, path: bytes, message: bytes, sink: Sink, *, end: bool = False, timeout_us: int = 0
+    ) -> int:
         """Begin a stream with its first message; gives its number. Needs ``usable``."""
         assert self._group is not None
         number = next(self._numbers)
         exchange = self._exchanges[number] = _Exchange(None, sink, 0)
+        if timeout_us:
+            exchange.deadline_us = now_us() + timeout_us
         exchange.outgoing.put_nowait(message)
         if end:
             exchange.outgoing.put_nowait(None)
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._channel.stream_stream(path.decode())
-        call = method(_messages(exchange))
+        call = method(_messages(exchange), timeout=timeout_us / 1e6 if timeout_us else None)
         exchange.cancel = call.cancel
         self._group.create_task(self._read(number, exchange, sink, call))
         return number

@@ -6,7 +6,8 @@
 
 A conflict is answered by what the Txn's else-branch read, and tried again with that. After an
 outcome that is unknown the step is over (what was sent may be done) and the next one waits for
-``BACKOFF_US``, as a controller's queue makes it wait.
+``BACKOFF_US``, as a controller's queue makes it wait. A step that was due and of which nothing was
+sent is recorded too: as never sent, never answered.
 """
 
 from functools import partial
@@ -24,6 +25,8 @@ from kvstore.pb import rpc_pb2 as pb
 
 ATTEMPTS_MAX = 5
 BACKOFF_US = 200_000
+_DEADLINE_EXCEEDED = 4
+_NEVER_US = 1 << 62
 _WRITES = frozenset((Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT))
 
 
@@ -71,6 +74,7 @@ class Acting:
         "_key",
         "_known",
         "_lease",
+        "_missed",
         "_own",
         "_seen_revision",
         "_step",
@@ -99,6 +103,9 @@ class Acting:
         self._candidate = 0
         self._known: Known | None = None
         self._lease = 0
+        self._missed = False
+        """ADOPT got nothing because the cache did not show a candidate; that the others were
+        faster is in order."""
         self._key = b""
         self._value = b""
 
@@ -113,8 +120,8 @@ class Acting:
         self._index += 1
         site = self._apiserver.site
         self.busy = False
-        if self._index >= len(self._actor.steps) or site.over:
-            self.done = True
+        if self._index >= len(self._actor.steps):
+            self._end()
             return
         step = self._step = self._actor.steps[self._index]
         due_us = site.zero_us + step.due_us if step.due_us >= 0 else answered_us + step.think_us
@@ -123,7 +130,9 @@ class Acting:
             send_us = max(due_us, answered_us + BACKOFF_US)
             self._failed = False
         self._due_us = due_us if step.due_us >= 0 else send_us
-        if send_us > now_us():
+        if site.over:
+            self.leave()
+        elif send_us > now_us():
             site.ticker.at(send_us, self._take)
         else:
             self._take()
@@ -133,7 +142,7 @@ class Acting:
         step = self._step
         assert step is not None
         if self._apiserver.site.over:
-            self.done = True
+            self.leave()
             return
         self.busy = True
         self._attempt = 0
@@ -142,6 +151,8 @@ class Acting:
         self._key = step.key
         if BOUND in step.key and step.verb != Verb.ADOPT:
             if self._bound is None:
+                if self._missed:
+                    self._omit(self._index, self._due_us, "its actor adopted nothing")
                 self._next(now_us())
                 return
             self._key = step.key.replace(BOUND, self._bound)
@@ -157,8 +168,47 @@ class Acting:
         if lease:
             self._act(step)
         else:
+            self._omit(self._index, self._due_us, "no lease")
             self._failed = True
             self._next(now_us())
+
+    # What is not begun.
+
+    def leave(self) -> None:
+        """The load is over: record what was due by now and is not begun, and end.
+
+        Left out, it would flatter the server that was slower. A step that counts from the answer
+        before it is due only if it is the next one; one bound to what was not adopted never is.
+        """
+        if self.done or self._index < 0:
+            return
+        now, zero_us = now_us(), self._apiserver.site.zero_us
+        bound = self._bound is not None or self._missed
+        first = self._index + 1 if self.busy else self._index
+        for index in range(first, len(self._actor.steps)):
+            step = self._actor.steps[index]
+            bound = bound or step.verb == Verb.ADOPT
+            next_us = self._due_us if index == self._index else _NEVER_US
+            due_us = zero_us + step.due_us if step.due_us >= 0 else next_us
+            if due_us <= now and (bound or BOUND not in step.key):
+                self._omit(index, due_us, "the load ended before it was begun")
+        self._end()
+
+    def _omit(self, index: int, due_us: int, why: str) -> None:
+        """Record a step of which nothing was sent."""
+        step, site = self._actor.steps[index], self._apiserver.site
+        key = step.candidates[0] if step.candidates else step.key
+        never = site.zero_us - 1  # is -1 in the records, whose times count from zero
+        site.recorders["ops"].add(
+            *(next(site.operations), -1, self.number, index, 0, step.verb),
+            *(due_us, never, never, Outcome.UNKNOWN, _DEADLINE_EXCEEDED),
+            *(-1, -1, -1, -1, 0, 0, -1, 0, step.refusal),
+            *(step.role.encode(), key.replace(BOUND, self._bound or BOUND), why.encode()),
+        )
+
+    def _end(self) -> None:
+        self.done = True
+        self._own.clear()
 
     def _act(self, step: Step) -> None:
         """Send what the step asks for."""
@@ -235,7 +285,10 @@ class Acting:
             if known is not None and known.value is not None and not is_owned(known.value):
                 self._change_known(step, known)
                 return
+            self._missed = self._missed or known is None
             self._candidate += 1
+        if self._missed:
+            self._omit(self._index, self._due_us, "a candidate was never seen")
         self._next(now_us())
 
     def _read(self, step: Step) -> None:
@@ -318,7 +371,7 @@ class Acting:
         assert step is not None
         done_us = call.line.received_us() if code == 0 else now_us()
         if code:
-            answer = _Answer(site.outcome(code), -1, mark=call.mark)
+            answer = _Answer(site.outcome(code, text), -1, mark=call.mark)
         else:
             answer = self._understood(call, raw)
         site.recorders["ops"].add(

@@ -149,7 +149,7 @@ class Apiserver:
                 shared.id, revision = answer.ID, answer.header.revision
             elif self._leases.get(ttl) is shared:
                 del self._leases[ttl]
-            outcome = site.outcome(code) if code else Outcome.OK
+            outcome = site.outcome(code, text) if code else Outcome.OK
             times = (due_us, sent_us, done_us)
             site.recorders["ops"].add(
                 *(operation, number, -1, -1, 0, plan.Verb.GRANT, *times, outcome, code),

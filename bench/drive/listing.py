@@ -18,6 +18,8 @@ from kvstore.pb import rpc_pb2 as pb
 
 PAGE = 10_000
 """Objects in a page of an apiserver's own list (apiserver, pkg/storage/etcd3/watcher.go)."""
+STREAM_TIMEOUT_US = 60_000_000
+"""For a list that is one stream, which is as long as many pages; more if a call has more."""
 
 Listed = Callable[[int], None]
 """The revision of the list, or a negative gRPC code if it could not be had."""
@@ -92,7 +94,10 @@ class Listing:
         connection = self._line.connection
         if self._site.range_stream and self._origin.actor < 0 and connection is not None:
             message = requests.read(start, self._end, revision=asked)
-            connection.open(requests.RANGE_STREAM, message, _Stream(understood), end=True)
+            timeout_us = max(self._site.timeout_us, STREAM_TIMEOUT_US)
+            connection.open(
+                requests.RANGE_STREAM, message, _Stream(understood), end=True, timeout_us=timeout_us
+            )
             return
         message = requests.read(start, self._end, limit=self._limit, revision=asked)
         self._line.call(requests.RANGE, message, answered)
@@ -137,7 +142,7 @@ class Listing:
             due_us,
             sent_us,
             done_us,
-            site.outcome(code) if code else Outcome.OK,
+            site.outcome(code, text) if code else Outcome.OK,
             code,
             -1,
             answer.header.revision if answer is not None else -1,

@@ -12,6 +12,8 @@ from bench.drive.ticker import Ticker
 
 UNKNOWN_CODES = frozenset((1, 2, 4, 13, 14))
 """Cancelled, Unknown, DeadlineExceeded, Internal, Unavailable: done or not."""
+NO_CONNECTION = "no connection"
+"""Text of calls for which there was none: told from a server's words by identity."""
 RECONNECT_US = 100_000
 _PART_BITS = 40
 """Numbers of one process begin at its part shifted by this, so that they are unique in the run."""
@@ -32,8 +34,10 @@ class Client(Protocol):
     def call(self, path: bytes, message: bytes, answered: Answered, timeout_us: int) -> None:
         """A unary call."""
 
-    def open(self, path: bytes, message: bytes, sink: Sink, *, end: bool = False) -> int:
-        """A stream."""
+    def open(
+        self, path: bytes, message: bytes, sink: Sink, *, end: bool = False, timeout_us: int = 0
+    ) -> int:
+        """A stream; 0: for as long as it lasts."""
 
     def send(self, stream: int, message: bytes) -> None:
         """One more message."""
@@ -97,11 +101,11 @@ class Site:
         self.operations = count(self.part << _PART_BITS)
         self.numbers = count(self.part << _PART_BITS)
 
-    def outcome(self, code: int) -> records.Outcome:
-        """What an error code says of the call's effect."""
+    def outcome(self, code: int, text: str) -> records.Outcome:
+        """What an error says of the call's effect; without a connection nothing was sent."""
         if code == 0:
             return records.Outcome.OK
-        unknown = code in UNKNOWN_CODES
+        unknown = code in UNKNOWN_CODES and text is not NO_CONNECTION
         return records.Outcome.UNKNOWN if unknown else records.Outcome.REFUSED
 
 
@@ -164,9 +168,14 @@ class Line:
         """A unary call; ``answered`` may be called from inside if there is no connection."""
         connection = self.connection
         if connection is None:
-            answered(14, b"", "no connection")
+            answered(14, b"", NO_CONNECTION)
         else:
             connection.call(path, message, answered, self.site.timeout_us)
+
+    def expire(self, now: int) -> None:
+        """End calls that are overdue then, though the connection may be closing."""
+        if self._connection is not None:
+            self._connection.expire(now)
 
     def received_us(self) -> int:
         """When the input came that is being handled."""

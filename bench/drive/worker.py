@@ -47,6 +47,7 @@ from bench.drive.watching import Watching
 
 PRIORITY = -10
 """Of a generator process, if the system lets it; the server keeps its own."""
+_NEVER_US = 1 << 62
 SWEEP_US = 50_000
 LOOK_US = 50_000
 SAY_US = 500_000
@@ -188,6 +189,8 @@ class Worker:
         await self._until(self._is_done, GRACE + site.timeout_us / 1e6)
         site.over = True
         await self._until(self._is_quiet, site.timeout_us / 1e6 + 1)
+        for acting in self._acting:
+            acting.leave()
 
     def _is_done(self) -> bool:
         return self.site.over or all(acting.done for acting in self._acting)
@@ -230,9 +233,7 @@ class Worker:
         now = now_us()
         filling = [self._preload.line] if self._preload is not None else []
         for line in self._lines + filling:
-            connection = line.connection
-            if connection is not None:
-                connection.expire(now)
+            line.expire(now)
         if not self.site.stopping:
             self.site.ticker.at(now + SWEEP_US, self._sweep)
 
@@ -261,9 +262,10 @@ class Worker:
         for watching in self._watchings:
             watching.finish()
         for line in self._lines:
-            if line.connection is not None:
-                line.connection.expire(now_us() + site.timeout_us)  # may have been done
+            line.expire(_NEVER_US)  # what is unanswered may have been done
             line.close()
+        for acting in self._acting:
+            acting.leave()
         site.ticker.stop()
         for recorder in site.recorders.values():
             recorder.write(self._folder, self._part, site.zero_us)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from bench.clock import now_us
-from bench.drive.site import UNKNOWN_CODES
+from bench.drive.site import NO_CONNECTION, UNKNOWN_CODES
 from bench.plan import Verb
 from bench.records import Outcome, Recorder
 from bench.replay.script import Call, merged
@@ -122,7 +122,7 @@ class Sending:
                 code, text = grpc.INTERNAL, str(error)
         then = self.call.answer()
         if now is None:
-            unknown = code in UNKNOWN_CODES
+            unknown = code in UNKNOWN_CODES and text is not NO_CONNECTION
             outcome = Outcome.UNKNOWN if unknown else Outcome.REFUSED
             mark, lease = self.shape.digest, self.shape.lease
             result = Result(self.shape.verb, outcome, digest=mark, lease=lease)

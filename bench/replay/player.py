@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 
 from bench.client.connection import Connection
 from bench.clock import MICROSECONDS, now_us, wait_until
+from bench.drive.site import NO_CONNECTION
 from bench.records import Recorder
 from bench.replay.calls import Calls, Counts, Sending
 from bench.replay.script import Act, Call, Script
@@ -293,7 +294,7 @@ class Player:
         self._pending += 1
         connection = line.connection
         if connection is None or not connection.usable:
-            self.answered(line, sending, grpc.UNAVAILABLE, [], "no connection")
+            self.answered(line, sending, grpc.UNAVAILABLE, [], NO_CONNECTION)
         elif call.rpc.kind is Shape.UNARY:
             raw = sending.request.SerializeToString()
 

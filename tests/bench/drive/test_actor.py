@@ -1,5 +1,6 @@
 """Actors: what each verb sends, what conflicts, refusals and silence make of a step."""
 
+import asyncio
 import json
 from functools import partial
 from itertools import pairwise
@@ -170,11 +171,75 @@ async def test_adopt_takes_the_first_without_owner() -> None:
 
 
 async def test_nothing_to_adopt() -> None:
-    """Without a candidate the step is over, and what needs its name is left out."""
+    """If others were faster the step is over, and what needs its name is left out."""
     async with living(PODS) as world:
-        adopt = Step(Verb.ADOPT, b"", "adopt", candidates=(PODS + b"none",))
+        world.store.put(KEY, other(owner="them"))
+        await eventually(lambda: world.apiserver.known(KEY) is not None)
+        adopt = Step(Verb.ADOPT, b"", "adopt", candidates=(KEY,))
         await world.done(adopt, Step(Verb.CREATE, PODS + b"{bound}", "x", shape="pod"), GET)
         assert [(Verb.GET, Outcome.OK)] == outcomes(world)
+
+
+def unsent(world: World) -> list[tuple[int | bytes, ...]]:
+    """Step, message and due time of what was never sent, after checking that they say so."""
+    never = world.site.zero_us - 1
+    rows = world.rows(OPS, sent=never)
+    assert all((row["done"], row["outcome"], row["code"]) == (never, 3, 4) for row in rows)
+    return [(row["step"], row["message"], row["due"]) for row in rows]
+
+
+async def test_nothing_seen_to_adopt() -> None:
+    """A candidate that the cache never showed is a failure, and so is what was to follow."""
+    async with living(PODS) as world:
+        adopt = Step(Verb.ADOPT, b"", "adopt", candidates=(PODS + b"none",))
+        follow = Step(Verb.CREATE, PODS + b"{bound}", "x", shape="pod")
+        await world.done(adopt, follow, GET)
+        assert [b"a candidate was never seen", b"its actor adopted nothing"] == [
+            message for _, message, _ in unsent(world)
+        ]
+        assert [PODS + b"none", PODS + b"{bound}", KEY] == world.column(OPS, "key", actor=0)
+
+
+async def test_no_lease() -> None:
+    """A step whose lease cannot be had was not sent, and is recorded all the same."""
+    async with living(PODS) as world:
+        world.store.refusals[requests.GRANT].append((14, "etcdserver: no leader"))
+        await world.done(CREATE._replace(lease_ttl=60), GET)
+        assert [(0, b"no lease")] == [row[:2] for row in unsent(world)]
+        assert [Outcome.OK] == world.column(OPS, "outcome", verb=Verb.GET, actor=0)
+
+
+async def test_what_was_due_and_not_begun() -> None:
+    """Steps that a slow server kept waiting until the load ended are not left out."""
+    steps = [
+        CREATE._replace(due_us=0),
+        GET._replace(due_us=1000),
+        UPDATE,
+        GET._replace(due_us=2000),
+        GET._replace(due_us=60_000_000),
+    ]
+    async with living(PODS) as world:
+        world.store.silent.add(requests.TXN)
+        acting = world.act(*steps)
+        await asyncio.sleep(0.01)
+        world.site.over = True
+        acting.leave()
+        zero_us, why = world.site.zero_us, b"the load ended before it was begun"
+        assert [(1, why, zero_us + 1000), (3, why, zero_us + 2000)] == unsent(world)
+        for line in world.lines():
+            line.expire(now_us() + 10_000_000)
+        assert 3 == len(world.rows(OPS, actor=0))
+        assert not acting._own
+
+
+async def test_the_next_in_line_was_due() -> None:
+    """A step that counts from an answer that came after the end was due with that answer."""
+    async with living(PODS) as world:
+        acting = world.act(CREATE, UPDATE, UPDATE)
+        world.site.over = True
+        await eventually(lambda: acting.done)
+        done = world.column(OPS, "done", verb=Verb.CREATE)
+        assert [(1, done[0])] == [(step, due) for step, _, due in unsent(world)]
 
 
 async def test_lists_and_counts() -> None:
@@ -276,6 +341,14 @@ async def test_unknown_outcome() -> None:
         assert int(get["due"]) == int(create["done"]) + BACKOFF_US
 
 
+async def test_words_of_a_server_are_not_ours() -> None:
+    """A server that says that there is no connection has been sent something."""
+    async with living(PODS) as world:
+        world.store.refusals[requests.TXN].append((14, "no connection"))
+        await world.done(CREATE)
+        assert [Outcome.UNKNOWN] == world.column(OPS, "outcome", actor=0)
+
+
 async def test_refusal() -> None:
     """What the store refuses was not done."""
     async with living(PODS) as world:
@@ -306,7 +379,9 @@ async def test_outage() -> None:
         await eventually(lambda: all(line.connection is None for line in world.lines()))
         await world.done(*steps)
         rows = world.rows(OPS, actor=0)
-        assert [Outcome.UNKNOWN] * 3 == [row["outcome"] for row in rows]
+        assert [(Outcome.REFUSED, 14, b"no connection")] * 3 == [
+            (row["outcome"], row["code"], row["message"]) for row in rows
+        ]
         waits = [int(b["sent"]) - int(a["done"]) for a, b in pairwise(rows)]
         assert min(waits) >= BACKOFF_US - 1000
         zero_us = world.site.zero_us
@@ -316,7 +391,7 @@ async def test_outage() -> None:
 async def test_end_of_the_load() -> None:
     """When the load is over no step is begun; what is under way is finished."""
     async with living(PODS) as world:
-        acting = world.act(CREATE, UPDATE, UPDATE)
+        acting = world.act(CREATE, UPDATE._replace(think_us=60_000_000), UPDATE)
         world.site.over = True
         await eventually(lambda: acting.done)
         assert [(Verb.CREATE, Outcome.OK)] == outcomes(world)

@@ -67,7 +67,7 @@ async def test_a_lease_without_a_connection() -> None:
             line.give_up()
         await eventually(lambda: all(line.connection is None for line in world.lines()))
         await world.done(EVENT)
-        assert [] == world.rows(OPS, verb=Verb.CREATE)
+        assert [b"no lease"] == world.column(OPS, "message", verb=Verb.CREATE)
 
 
 async def test_a_late_refusal_of_an_old_lease() -> None:

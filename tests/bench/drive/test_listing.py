@@ -4,7 +4,7 @@ import pytest
 
 from bench.client import requests
 from bench.clock import now_us
-from bench.drive.listing import Listing, Origin
+from bench.drive.listing import STREAM_TIMEOUT_US, Listing, Origin
 from bench.plan import Verb
 from bench.records import ITEMS, OPS, Outcome
 from tests.bench.drive.world import PODS, World, living
@@ -83,7 +83,7 @@ async def test_no_connection() -> None:
             line.give_up()
         await eventually(lambda: all(line.connection is None for line in world.lines()))
         assert (-14, []) == await listed(world, 2)
-        assert [Outcome.UNKNOWN] == world.column(OPS, "outcome", verb=Verb.LIST)
+        assert [Outcome.REFUSED] == world.column(OPS, "outcome", verb=Verb.LIST)
 
 
 async def test_stream() -> None:
@@ -127,3 +127,23 @@ async def test_stream_of_nothing() -> None:
     async with living() as world:
         world.site.range_stream = True
         assert (world.store.revision, []) == await listed(world, 2)
+
+
+async def test_stream_that_hangs() -> None:
+    """A stream that never ends is over after its time, and is recorded as a call is."""
+    async with living() as world:
+        world.site.range_stream = True
+        world.store.silent.add(requests.RANGE_STREAM)
+        told: list[int] = []
+        line = world.apiserver.line(PODS)
+        origin = Origin(-1, -1, b"test")
+        listing = Listing(world.site, line, PODS, origin, told.append, lambda *_: None)
+        listing.begin(now_us())
+        await eventually(lambda: bool(world.store.asked))
+        line.expire(now_us() + STREAM_TIMEOUT_US - 1_000_000)
+        assert not told
+        line.expire(now_us() + STREAM_TIMEOUT_US)
+        assert [-4] == told
+        assert [(Outcome.UNKNOWN, 4)] == [
+            (row["outcome"], row["code"]) for row in world.rows(OPS, verb=Verb.LIST)
+        ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import plan
+from bench.client.connection import Connection
 from bench.clock import now_us
 from bench.drive.preload import Preload, PreloadError
 from bench.drive.worker import Assignment, Worker
@@ -195,6 +196,48 @@ async def test_finish_records_calls_in_flight(tmp_path: Path) -> None:
             load.cancel()
     ops = Records(tmp_path).frame(OPS)
     assert [Outcome.UNKNOWN] == ops["outcome"][ops["verb"] == Verb.UPDATE].tolist()
+
+
+@pytest.mark.slow
+async def test_finish_records_calls_of_a_connection_that_closes(tmp_path: Path) -> None:
+    """What is under way on a connection that takes no more calls is recorded as well."""
+    made = plan_of([UPDATE], duration_us=60_000_000)
+    async with serving() as (store, port):
+        assign(tmp_path, made, port)
+        worker = Worker(tmp_path, 0, lambda **_: None)
+        async with asyncio.TaskGroup() as group:
+            await worker.prepare(group)
+            await worker.watch(group)
+            store.silent.add(b"/etcdserverpb.KV/Txn")
+            asked = len(store.asked)
+            load = group.create_task(worker.load(now_us()))
+            await eventually(lambda: len(store.asked) > asked)
+            for line in worker._lines:
+                connection = line.connection
+                assert isinstance(connection, Connection)
+                connection._closing = True
+            worker.finish()
+            load.cancel()
+            for line in worker._lines:
+                connection = line._connection
+                if isinstance(connection, Connection) and connection._transport is not None:
+                    connection._transport.abort()
+    ops = Records(tmp_path).frame(OPS)
+    assert [Outcome.UNKNOWN] == ops["outcome"][ops["verb"] == Verb.UPDATE].tolist()
+
+
+@pytest.mark.slow
+async def test_filling_that_hangs_is_over_after_its_time(tmp_path: Path) -> None:
+    """A server that answers nothing while it is filled ends the preparation, with an error."""
+    async with serving() as (store, port):
+        assign(tmp_path, plan_of([UPDATE]), port)
+        store.silent.add(b"/etcdserverpb.KV/Txn")
+        worker = Worker(tmp_path, 0, lambda **_: None)
+        with pytest.raises(ExceptionGroup) as failed:
+            async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+                await worker.prepare(group)
+        worker.finish()
+    assert failed.group_contains(PreloadError, match="timeout")
 
 
 @pytest.mark.slow

@@ -98,9 +98,10 @@ class Chunks:
     def message(self, message: bytes, /) -> None:
         """Send all of it."""
         call: Call = Answered()  # of no use to the fake
-        whole = pb.RangeResponse.FromString(
-            self._store._serve(requests.RANGE_STREAM, self._store.range, message, call) or b""
-        )
+        raw = self._store._serve(requests.RANGE_STREAM, self._store.range, message, call)
+        if raw is None:
+            return
+        whole = pb.RangeResponse.FromString(raw)
         parts = [pb.RangeResponse(kvs=[kv]) for kv in whole.kvs]
         parts.append(pb.RangeResponse(header=whole.header, count=whole.count))
         for part in parts:
