@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from bench.report.results import build
 from bench.storms import STORMS
+from tests.bench.report.made import session
 from tests.storms.table import BEGIN, END, README, RESULTS, placed, table
 
 PICTURE_BYTES_MAX = 200_000
@@ -27,13 +31,18 @@ def test_pictures_are_small() -> None:
     assert all(path.stat().st_size < PICTURE_BYTES_MAX for path in RESULTS.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_what_failed_shows_no_figure(tmp_path: Path) -> None:
-    """A result without comparisons leaves the verdict and dashes."""
-    kept = next(iter(RESULTS.glob("*.json")))
-    results = json.loads(kept.read_text())
+    """A sound result has its ratios; one without comparisons leaves the verdict and dashes."""
+    session(tmp_path / "made", means_us={"ours": 2000, "etcd": 4000}, seconds=2)
+    results = build(tmp_path / "made")
+    kept = tmp_path / "swarm-burst.json"
+    kept.write_text(json.dumps(results))
+    assert "| swarm-burst | ours PASS, etcd PASS |" in table(tmp_path)
+    assert " = **0." in table(tmp_path)
     results["comparisons"] = []
     results["targets"][0]["state"] = "FAIL"
-    (tmp_path / kept.name).write_text(json.dumps(results))
-    row = next(line for line in table(tmp_path).splitlines() if line.startswith(f"| {kept.stem} "))
+    kept.write_text(json.dumps(results))
+    row = next(line for line in table(tmp_path).splitlines() if line.startswith("| swarm-burst "))
     assert "ours FAIL" in row
     assert row.endswith("| - | - | - | - | - |")
