@@ -8,6 +8,7 @@ bytes. Flow control is kept in both directions. A request that its stream's wind
 waits alone, and those that the connection's window does not take wait in order, as in grpc-go; so
 do calls above the number of streams that the server allows.
 ``received_us`` is read once per piece of input: the time of everything in it.
+After a server's goodbye no call is begun, and those that it has accepted are finished.
 
 A connection is made, used and lost once; whoever wants another makes another.
 """
@@ -17,71 +18,21 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from typing import cast
 
 from bench.client.blocks import RequestBlocks, timeout_field
+from bench.client.exchange import Answered, Exchange, Held, Sink, Unsent
 from bench.client.status import status_of
 from bench.client.writer import Writer
 from bench.clock import now_us
 from kvstore.transport import frames, grpc
 
-Answered = Callable[[int, bytes, str], None]
-"""gRPC code, message (empty unless the code is OK) and text of the error."""
-
 WINDOW_BYTES = 16 << 20
 """Granted to each stream and renewed by half; a stream that reads slowly grants less itself."""
 CONNECTION_WINDOW_BYTES = 1 << 30
 SMALL_WINDOW_BYTES = 65_535
+__all__ = ["SMALL_WINDOW_BYTES", "WINDOW_BYTES", "Answered", "Connection", "Sink"]
 _LINGER = struct.pack("ii", 1, 0)
-
-
-class Sink(Protocol):
-    """The receiving end of a stream."""
-
-    def message(self, message: bytes, received_us: int, /) -> None:
-        """One whole message."""
-
-    def ended(self, code: int, text: str, /) -> None:
-        """The stream is over; called once."""
-
-
-class _Exchange:
-    """One call or stream that is not over."""
-
-    __slots__ = ("answered", "credit", "deadline_us", "have", "over", "parts", "sink", "wanted")
-
-    def __init__(self, answered: Answered | None, sink: Sink | None, deadline_us: int) -> None:
-        self.answered = answered
-        self.sink = sink
-        self.deadline_us = deadline_us
-        self.over = False
-        self.parts: list[bytes] = []
-        """What has come of a message that is not whole."""
-        self.have = 0
-        """Bytes in ``parts`` of a stream."""
-        self.wanted = 0
-        """Bytes of a stream's message that is not whole; 0: its length is not known."""
-        self.credit = 0
-        """To be granted; negative: granted in advance."""
-
-
-class _Unsent:
-    """What windows do not take yet of a stream that this side is still sending."""
-
-    __slots__ = ("end", "position", "raw")
-
-    def __init__(self, raw: bytes, *, end: bool) -> None:
-        self.raw = raw
-        self.position = 0
-        self.end = end
-
-
-class _Held(NamedTuple):
-    """A call that waits for another to be over."""
-
-    path: bytes
-    message: bytes
-    exchange: _Exchange
 
 
 class Connection(asyncio.Protocol):
@@ -103,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writer: Writer | None = None
         self._rest = b""
-        self._exchanges: dict[int, _Exchange] = {}
+        self._exchanges: dict[int, Exchange] = {}
         self._stream_next = 1
         self._blocks: RequestBlocks | None = None
         self._window = frames.DEFAULT_WINDOW
@@ -112,11 +63,13 @@ class Connection(asyncio.Protocol):
         self._streams_max = frames.WINDOW_MAX
         self._windows: dict[int, int] = {}
         """What each stream takes whose sending side is open."""
-        self._unsent: dict[int, _Unsent] = {}
-        self._held: deque[_Held] = deque()
+        self._unsent: dict[int, Unsent] = {}
+        self._held: deque[Held] = deque()
         self._consumed = 0
         self._header: tuple[int, int, list[bytes]] | None = None
         self._closing = False
+        self._leaving = False
+        """The server has said goodbye; what it has accepted is finished."""
         self.received_us = 0
         self.lost = False
 
@@ -129,7 +82,7 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """The server's settings have come and nobody has said goodbye."""
-        return self._blocks is not None and not self._closing
+        return self._blocks is not None and not self._closing and not self._leaving
 
     @property
     def calls(self) -> int:
@@ -141,11 +94,11 @@ class Connection(asyncio.Protocol):
 
         Needs ``usable``.
         """
-        exchange = _Exchange(answered, None, now_us() + timeout_us)
+        exchange = Exchange(answered, None, now_us() + timeout_us)
         if len(self._exchanges) < self._streams_max:
             self._begin(path, message, exchange, timeout_us, end=True)
         else:
-            self._held.append(_Held(path, message, exchange))
+            self._held.append(Held(path, message, exchange))
 
     def open(
         self, path: bytes, message: bytes, sink: Sink, *, end: bool = False, timeout_us: int = 0
@@ -155,10 +108,10 @@ class Connection(asyncio.Protocol):
         Without a timeout it lasts until one side ends it.
         """
         deadline_us = now_us() + timeout_us if timeout_us else 0
-        return self._begin(path, message, _Exchange(None, sink, deadline_us), timeout_us, end=end)
+        return self._begin(path, message, Exchange(None, sink, deadline_us), timeout_us, end=end)
 
     def _begin(
-        self, path: bytes, message: bytes, exchange: _Exchange, timeout_us: int, *, end: bool
+        self, path: bytes, message: bytes, exchange: Exchange, timeout_us: int, *, end: bool
     ) -> int:
         assert self._blocks is not None
         assert self._writer is not None
@@ -180,7 +133,7 @@ class Connection(asyncio.Protocol):
         else:
             self._writer.write(head)
             self._windows[stream] = self._stream_window
-            self._unsent[stream] = _Unsent(grpc.prefix(len(message)) + message, end=end)
+            self._unsent[stream] = Unsent(grpc.prefix(len(message)) + message, end=end)
             self._flush()
         return stream
 
@@ -191,7 +144,7 @@ class Connection(asyncio.Protocol):
         raw = grpc.prefix(len(message)) + message
         unsent = self._unsent.get(stream)
         if unsent is None:
-            self._unsent[stream] = _Unsent(raw, end=False)
+            self._unsent[stream] = Unsent(raw, end=False)
             self._flush()
         elif not unsent.end:
             unsent.raw += raw
@@ -199,7 +152,7 @@ class Connection(asyncio.Protocol):
     def half_close(self, stream: int) -> None:
         """Say that no message follows on a stream that was opened; nothing if it is over."""
         if stream in self._windows:
-            self._unsent.setdefault(stream, _Unsent(b"", end=True)).end = True
+            self._unsent.setdefault(stream, Unsent(b"", end=True)).end = True
             self._flush()
 
     def cancel(self, stream: int) -> None:
@@ -253,6 +206,8 @@ class Connection(asyncio.Protocol):
             held = self._held.popleft()
             left_us = max(1, held.exchange.deadline_us - now_us())
             self._begin(held.path, held.message, held.exchange, left_us, end=True)
+        if self._leaving:
+            self._close_if_idle()
 
     def expire(self, now: int) -> None:
         """End the calls whose time is up, which are unanswered by the server."""
@@ -358,7 +313,7 @@ class Connection(asyncio.Protocol):
             self._writer.write(frames.window_update(0, self._consumed))
             self._consumed = 0
 
-    def _data(self, stream: int, exchange: _Exchange, piece: bytes, flags: int) -> None:
+    def _data(self, stream: int, exchange: Exchange, piece: bytes, flags: int) -> None:
         if self._renews:
             exchange.credit += len(piece)
             if exchange.credit >= self._window_bytes // 2:
@@ -376,7 +331,7 @@ class Connection(asyncio.Protocol):
             self._leave(stream)
             self._end(exchange, grpc.INTERNAL, "the stream ended without a status")
 
-    def _messages(self, stream: int, exchange: _Exchange, sink: Sink, piece: bytes) -> None:
+    def _messages(self, stream: int, exchange: Exchange, sink: Sink, piece: bytes) -> None:
         """Hand the whole messages of a stream to its sink."""
         parts = exchange.parts
         if parts:
@@ -403,14 +358,14 @@ class Connection(asyncio.Protocol):
             parts.append(piece[position:])
             exchange.have = len(piece) - position
 
-    def _make_room(self, stream: int, exchange: _Exchange) -> None:
+    def _make_room(self, stream: int, exchange: Exchange) -> None:
         """A message larger than a window that is renewed by hand needs credit to become whole."""
         more = exchange.wanted - self._window_bytes
         if more > 0 and not self._renews and self._writer is not None:
             self._writer.write(frames.window_update(stream, more))
             exchange.credit -= more
 
-    def _headers(self, stream: int, exchange: _Exchange, block: bytes, flags: int) -> None:
+    def _headers(self, stream: int, exchange: Exchange, block: bytes, flags: int) -> None:
         status = status_of(block)
         if not flags & frames.END_STREAM:
             return
@@ -428,7 +383,7 @@ class Connection(asyncio.Protocol):
             code, text = grpc.INTERNAL, "an answer without one whole message"
         self._end(exchange, code, text)
 
-    def _end(self, exchange: _Exchange, code: int, text: str) -> None:
+    def _end(self, exchange: Exchange, code: int, text: str) -> None:
         if exchange.answered is not None:
             exchange.answered(code, b"", text)
         elif exchange.sink is not None:
@@ -457,7 +412,22 @@ class Connection(asyncio.Protocol):
                 self._leave(stream)
                 self._end(exchange, grpc.UNAVAILABLE, f"reset {int.from_bytes(payload)}")
         elif kind == frames.GOAWAY:
-            self._closing = True
+            self._leaving = True
+            self._refuse(int.from_bytes(payload[:4]) & frames.STREAM_MASK)
+            self._close_if_idle()
+
+    def _refuse(self, last: int) -> None:
+        """End what the server has not accepted: calls after its last stream."""
+        held, self._held = self._held, deque()
+        late = [(stream, one) for stream, one in self._exchanges.items() if stream > last]
+        for stream, _ in late:
+            self._leave(stream)
+        for exchange in [*(one for _, one in late), *(call.exchange for call in held)]:
+            self._end(exchange, grpc.UNAVAILABLE, "the server goes away")
+
+    def _close_if_idle(self) -> None:
+        """End a connection on which no call is left; watches go on elsewhere."""
+        if self._writer is not None and not any(e.deadline_us for e in self._exchanges.values()):
             self._writer.close()
 
     def _settings(self, values: dict[int, int]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from h2.settings import SettingCodes
-from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame
+from hyperframe.frame import ContinuationFrame, DataFrame, GoAwayFrame, HeadersFrame
 
 from bench.clock import now_us
 from kvstore.transport import fields, frames, grpc
@@ -139,16 +139,31 @@ async def test_reset(code: int) -> None:
 
 
 async def test_goaway() -> None:
-    """After a goodbye nothing is sent and every call has ended, once."""
+    """After a goodbye nothing is sent; accepted calls are finished, then streams end, once."""
     async with meeting() as near:
         near.call("a")
         sink = Taking()
         near.connection.open(PATH, b"", sink)
-        await eventually(lambda: near.far.ended == [1] and 3 in near.far.headers)
+        near.call("b")
+        await eventually(lambda: near.far.ended == [1, 5] and 3 in near.far.headers)
+        near.far.frame(GoAwayFrame(0, last_stream_id=3))
+        assert [(grpc.UNAVAILABLE, b"", "the server goes away")] == await near.answered("b")
+        assert not near.connection.usable
+        assert not sink.ends
+        near.far.answer(1, b"done")
+        assert [(0, b"done", "")] == await near.answered("a")
+        await eventually(lambda: [grpc.UNAVAILABLE] == [code for code, _ in sink.ends])
+        assert near.connection.lost
+
+
+async def test_goaway_of_an_idle_connection() -> None:
+    """Without calls a goodbye is the end, whatever streams there are."""
+    async with meeting() as near:
+        sink = Taking()
+        near.connection.open(PATH, b"", sink)
+        await eventually(lambda: 1 in near.far.headers)
         near.far.h2.close_connection()
         near.far.flush()
-        assert grpc.UNAVAILABLE == (await near.answered("a"))[0][0]
-        assert not near.connection.usable
         await eventually(lambda: [grpc.UNAVAILABLE] == [code for code, _ in sink.ends])
 
 
