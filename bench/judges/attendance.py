@@ -93,4 +93,5 @@ def _watched_writes(case: Case) -> Mask:
     spans = np.stack((case.first_rank[whole], case.end_rank[whole]), axis=1)
     for first, end in np.unique(spans, axis=0).tolist():
         watched |= (rank >= first) & (rank < end)
-    return wrote & watched
+    watched &= wrote
+    return watched
