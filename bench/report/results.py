@@ -307,7 +307,12 @@ def _state(
     if unseen:
         return "NOT JUDGED", unseen
     if len(complete) < repetitions:
-        return "INCOMPLETE", [f"{len(complete)} complete runs of {repetitions}"]
+        ends = [
+            f"run {run.facts['repetition']}: {run.facts['reason']}"
+            for run in measured
+            if run.facts["reason"]
+        ]
+        return "INCOMPLETE", [f"{len(complete)} complete runs of {repetitions}", *ends]
     return "PASS", []
 
 

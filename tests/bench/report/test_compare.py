@@ -81,6 +81,16 @@ def test_unequal_durability_is_refused(both: tuple[Path, Path]) -> None:
         compare(*both)
 
 
+def test_unknown_durability_is_refused(both: tuple[Path, Path]) -> None:
+    """Two servers that ran already may be two configurations of one program."""
+    for folder in both:
+        for run in folder.glob("ours/*/run.json"):
+            text = run.read_text().replace("fsync per commit", "unknown")
+            run.write_text(text.replace("kvstore serve", ""))
+    with pytest.raises(UnequalSessionsError, match="durability of ours: unknown against unknown"):
+        compare(*both)
+
+
 def test_targets_without_speed_are_left_out(tmp_path: Path, both: tuple[Path, Path]) -> None:
     """A failed target and one that only one session has are named, with no figure."""
     third = tmp_path / "third"

@@ -201,6 +201,28 @@ def test_a_judge_that_looked_at_nothing_is_shown(tmp_path: Path) -> None:
     assert ["Resumable", *["not", "judged"] * 2] == line.split()
 
 
+def test_lateness_that_may_be_the_generators_is_no_fail(tmp_path: Path) -> None:
+    """It is shown as INVALID with its evidence."""
+
+    def late(run: Run) -> None:
+        for n in range(50):
+            run.op(n * 1000, lag=20_000, latency=30_000, actor=9000 + n)
+
+    slow = Verdict("Lag drains", 40, 1, ("a watch was 6 s behind",), timed=True)
+    session(
+        tmp_path,
+        means_us={"ours": 2000},
+        seconds=1,
+        verdicts={"ours": [*GOOD, slow]},
+        changes={"ours": late},
+    )
+    results = report(tmp_path)
+    for shown in ((tmp_path / "report.html").read_text(), said(results)):
+        assert "INVALID 5 of 200" in shown
+        assert "run 0: a watch was 6 s behind" in shown
+        assert "FAIL" not in shown
+
+
 def test_names_that_look_like_markup_stay_as_they_are(tmp_path: Path) -> None:
     """A target and a judge in brackets are shown, not interpreted."""
     odd = {"[red]x[/blue]": [*GOOD, Verdict("[/b] judge", 1)]}

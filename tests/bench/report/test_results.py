@@ -242,6 +242,24 @@ def test_a_sync_for_each_commit_is_compared_with_one_for_many(tmp_path: Path) ->
     assert results["comparisons"]
 
 
+def test_why_a_run_ended_is_told(tmp_path: Path) -> None:
+    """A server that died before anything was recorded leaves its facts, and they say why."""
+
+    def died(run: Run) -> None:
+        if run.facts["repetition"] == 1:
+            run.facts |= {"state": "INCOMPLETE", "reason": "ours ended: no space left"}
+
+    session(tmp_path, means_us=MEANS, seconds=1, repetitions=2, changes={"ours": died})
+    dead = run_folder(tmp_path, "ours", 1)
+    for table in dead.glob("*.parquet"):
+        table.unlink()
+    (dead / VERDICTS).unlink()
+    ours = target(build(tmp_path), "ours")
+    assert "INCOMPLETE" == ours["state"]
+    assert ["1 complete runs of 2", "run 1: ours ended: no space left"] == ours["reasons"]
+    assert {} == ours["runs"][1]["values"]
+
+
 def test_other_durability_is_not_compared(tmp_path: Path) -> None:
     """Each has figures, and there is no ratio."""
 
