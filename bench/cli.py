@@ -199,12 +199,17 @@ def _report(folder: Path) -> Results:
 
 
 def measures(records: Records) -> Mapping[str, float]:
-    """The figures of its own that a run's storm has; a replay has none."""
+    """The figures of its own that a run's storm has; a replay has none.
+
+    Raises ``ValueError`` for a run of a storm that has changed since.
+    """
     storm = STORMS.get(records.facts["storm"])
     if storm is None:
         return {}
-    kind = type(storm.PRESETS["xs"])
-    return storm.measures(records, kind(**records.facts["parameters"]))
+    kind, said = type(storm.PRESETS["xs"]), records.facts["parameters"]
+    if {field.name for field in fields(kind)} != set(said):
+        raise ValueError(f"{storm.NAME} has other parameters today: {', '.join(said)} were stored")
+    return storm.measures(records, kind(**said))
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

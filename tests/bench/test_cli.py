@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -394,8 +395,8 @@ def test_a_folder_without_a_session_is_refused(tmp_path: Path, command: str) -> 
 def test_a_damaged_session_is_refused(tmp_path: Path, file: str, damage: str) -> None:
     """Whatever is cut off or missing is told in one line with the folder's name."""
     folder = tmp_path / "session"
-    claims = {"claims": 1}
-    change = {"ours": lambda run: run.facts.update(parameters=claims)}
+    parameters = asdict(STORMS["swarm-burst"].PRESETS["xs"])
+    change = {"ours": lambda run: run.facts.update(parameters=parameters)}
     make_session(folder, means_us={"ours": 900}, repetitions=1, seconds=2, changes=change)
     assert say("report", str(folder))[0] == 0
     assert (folder / file).exists()
@@ -404,3 +405,13 @@ def test_a_damaged_session_is_refused(tmp_path: Path, file: str, damage: str) ->
         code, told = say(words[0], str(folder), *words[1:])
         assert (code, told.count("\n")) == (EXIT_REFUSED, 1), told
         assert str(folder) in told
+
+
+@pytest.mark.slow
+def test_a_session_of_another_version_is_refused(tmp_path: Path) -> None:
+    """Parameters that its storm no longer has are one line: figures would be guesses."""
+    folder = tmp_path / "session"
+    make_session(folder, means_us={"ours": 900}, repetitions=1, seconds=2)
+    code, told = say("report", str(folder))
+    assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
+    assert "swarm-burst has other parameters today: burst" in told
