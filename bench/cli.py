@@ -24,6 +24,7 @@ from bench.gate import GateError, complaints, read_gate
 from bench.options import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
+    EXIT_INVALID,
     POSITIVE,
     SECONDS,
     FiniteRange,
@@ -268,6 +269,7 @@ def _find_capacity(wish: Wish, gates: Gates) -> int:
     console = Console()
     name = wish.storm.RATE
     first = getattr(wish.parameters, name)
+    code = 0
     if not first:
         raise refuse(f"--capacity: a search begins at a rate above 0, and {name} is 0")
     for target in wish.targets:
@@ -293,8 +295,11 @@ def _find_capacity(wish: Wish, gates: Gates) -> int:
 
         found = search(probe, first)
         least = "at least " if found.bounded else ""
-        console.print(f"{target.name}: capacity is {least}{found.holds:.10g} {name}")
-    return 0
+        said = f"{least}{found.holds:.10g} {name}"
+        if found.bounded and not found.holds:
+            code, said = EXIT_INVALID, "unknown"
+        console.print(f"{target.name}: capacity is {said}")
+    return code
 
 
 @main.command()

@@ -236,6 +236,18 @@ def test_capacity_is_told_as_it_was_probed(tmp_path: Path, monkeypatch: pytest.M
     assert told.splitlines()[-1] == "ours: capacity is 11 claims"
 
 
+def test_a_capacity_that_nobody_saw_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not one probe could be believed there is no figure, and the exit code says so."""
+    monkeypatch.setattr("bench.cli._record", lambda _: False)
+    monkeypatch.setattr("bench.cli.make_report", lambda *_: results(["INVALID"]))
+    words = ["run", "swarm-burst", "--start", "ours", "--capacity"]
+    code, told = say(*words, "--out", str(tmp_path / "out"))
+    assert code == EXIT_INVALID
+    assert told.splitlines()[-1] == "ours: capacity is unknown"
+
+
 def test_what_was_measured_is_not_overwritten(tmp_path: Path) -> None:
     """A folder with anything in it is refused."""
     (tmp_path / "kept").write_text("kept")
