@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,6 +111,8 @@ class Runner:
         self._measuring = False
         self._hurried = False
         self._complete = True
+        self._remark = ""
+        """What went wrong beside the run."""
 
     @property
     def stopped(self) -> bool:
@@ -200,6 +201,7 @@ class Runner:
             stop=self._stop,
             show=show,
         )
+        self._remark = ""
         judged = await self._repetition(order, target)
         facts = order.facts
         self._complete = self._complete and facts["state"] == "COMPLETE"
@@ -209,7 +211,8 @@ class Runner:
             records = Records(folder)
             verdicts = [*judge(records), *wish.storm.checks(records, wish.parameters)]
             write_verdicts(folder, verdicts)
-        self._told(target.name, repetition, verdicts, facts["reason"])
+        remarks = [remark for remark in (facts["reason"], self._remark) if remark]
+        self._told(target.name, repetition, verdicts, "; ".join(remarks))
 
     async def _repetition(self, order: Order, target: Target) -> bool:
         """Give the repetition its server; gives whether there is something to judge."""
@@ -219,8 +222,10 @@ class Runner:
         try:
             return await Repetition(order, target.host, target.port, None).run()
         finally:
-            with suppress(AskError):  # who is gone has nothing to clean; who is not, is not empty
+            try:
                 await clean(target.host, target.port, self._wish.prefix.encode())
+            except AskError as error:
+                self._remark = f"what it wrote was not deleted: {error.text}"
 
     async def _check(self, target: Target) -> None:
         """See that a target can be had, and what it has; raises ``TargetError``."""
@@ -254,7 +259,7 @@ class Runner:
         except AskError as error:
             where = f"{host}:{port}"
             raise TargetError(f"{target.name} at {where} {error.text}") from error
-        if keys:
+        if keys and not target.started:  # what kine begins with is its own
             below = f" below {prefix}" if prefix else "; --prefix keeps a run apart"
             raise TargetError(f"{target.name} is not empty: {keys} keys{below}")
 

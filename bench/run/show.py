@@ -53,13 +53,13 @@ class Show:
     def judged(
         self, target: str, number: int, verdicts: Sequence[Verdict], reason: str = ""
     ) -> None:
-        """What the judges say of a repetition, and what ended it early."""
+        """What the judges say of a repetition, and what went wrong beside them."""
         wrong = [verdict for verdict in verdicts if not verdict.passed]
         self.failed = self.failed or bool(wrong)
         passed = sum(verdict.checked > 0 and verdict.passed for verdict in verdicts)
         said = f"{passed} judges pass, {len(wrong)} fail" if verdicts else "not judged"
         self._bars.console.print(f"{target} {number + 1}: {said}")
         if reason:
-            self._bars.console.print(f"  INCOMPLETE: {reason}", markup=False)
+            self._bars.console.print(f"  {reason}", markup=False)
         for verdict in wrong:
             self._bars.console.print(str(verdict), *verdict.evidence, sep="\n  ", markup=False)

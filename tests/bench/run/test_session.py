@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import psutil
 import pytest
 
 from bench.cli import measures
+from bench.client.asking import reach
 from bench.clock import now_us
+from bench.plan import Disturbance, Plan, Trouble
+from bench.records import INCIDENTS, Records
 from bench.report import report
 from bench.report.session import VERDICTS, Session, run_folder
+from bench.run import session as session_module
 from bench.run.repetition import Progress
-from bench.run.session import Runner, Wish
+from bench.run.session import Runner, Wish, make_plan
 from bench.storms import find, parse_parameters
-from bench.targets import Target, TargetError
+from bench.targets import Running, Target, TargetError
 from bench.verdicts import Verdict
 
 pytestmark = [
@@ -27,6 +32,7 @@ pytestmark = [
 ]
 
 SERVER = f"{sys.executable} -m tests.bench.fake_etcd {{port}} none 1 {{dir}}"
+FAKE = Target(name="fake", command=SERVER)
 Act = Callable[[int, Progress], None]
 
 
@@ -64,13 +70,12 @@ Told = list[tuple[int, Sequence[Verdict], str]]
 
 
 async def run(
-    out: Path, act: Act, command: str = SERVER, processes: int = 1
+    out: Path, act: Act, target: Target = FAKE, processes: int = 1
 ) -> tuple[Session, Told]:
     """A session of two repetitions of two seconds."""
     storm = find("selector-read")
     changes = {"lists_per_second": "1", "objects_per_kind": "20"}
     told: Told = []
-    target = Target(name="fake", command=command)
     wish = Wish(
         storm=storm,
         preset="xs",
@@ -90,7 +95,7 @@ async def run(
         lambda _, repetition, verdicts, reason: told.append((repetition, verdicts, reason)),
     )
     session = await runner.run()
-    assert not children("fake_etcd")
+    assert not target.started or not children("fake_etcd")
     assert not children("bench.drive.worker")
     return session, told
 
@@ -114,7 +119,8 @@ async def test_server_that_dies_in_the_middle(tmp_path: Path) -> None:
     assert all((run_folder(tmp_path, "fake", n) / VERDICTS).exists() for n in range(2))
     assert all(verdict.passed for _, verdicts, _ in told for verdict in verdicts)
     assert session["state"] == "INCOMPLETE"
-    assert report(tmp_path, measures)["targets"][0]["state"] == "INCOMPLETE"
+    (target,) = report(tmp_path, measures)["targets"]
+    assert target["state"] in {"INCOMPLETE", "INVALID"}  # on a busy machine the generator is late
 
 
 async def test_server_that_dies_while_it_is_filled(tmp_path: Path) -> None:
@@ -135,7 +141,9 @@ async def test_server_that_ends_at_its_start(tmp_path: Path) -> None:
         f"sh -c 'test -e {started} && echo no more >&2 && exit 7; touch {started}; exec {SERVER}'"
     )
     begun_us = now_us()
-    session, told = await run(tmp_path / "out", lambda *_: None, command)
+    session, told = await run(
+        tmp_path / "out", lambda *_: None, Target(name="fake", command=command)
+    )
     assert now_us() - begun_us < 20_000_000
     assert session["state"] == "INCOMPLETE"
     assert [(0, [], "fake ended: no more"), (1, [], "fake ended: no more")] == told
@@ -147,7 +155,7 @@ async def test_server_that_ends_at_once_is_refused(tmp_path: Path) -> None:
     begun_us = now_us()
     command = "sh -c 'echo never >&2; : {port} {dir}'"
     with pytest.raises(TargetError, match="never"):
-        await run(tmp_path, lambda *_: None, command)
+        await run(tmp_path, lambda *_: None, Target(name="fake", command=command))
     assert now_us() - begun_us < 10_000_000
 
 
@@ -214,3 +222,34 @@ async def test_second_signal(tmp_path: Path) -> None:
     session, told = await run(tmp_path, act)
     assert ("INCOMPLETE", []) == (session["state"], told)
     assert report(tmp_path, measures)["targets"][0]["state"] == "INCOMPLETE"
+
+
+async def test_trouble_ends_with_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is paused on purpose goes on when the user stops: its final list is read."""
+
+    def with_pause(wish: Wish) -> Plan:
+        pause = Disturbance(100_000, Trouble.PAUSE, lasts_us=60_000_000)
+        return replace(make_plan(wish), disturbances=(pause,))
+
+    monkeypatch.setattr(session_module, "make_plan", with_pause)
+    stop = Once("load", lambda: os.kill(os.getpid(), signal.SIGINT))
+    begun_us = now_us()
+    _, told = await run(tmp_path, stop)
+    assert now_us() - begun_us < 20_000_000
+    assert facts(tmp_path, 0)["final_revision"] > 0
+    assert told[0][1]
+    assert 1 == len(Records(run_folder(tmp_path, "fake", 0)).frame(INCIDENTS))
+
+
+@pytest.mark.parametrize("stage", ["filling", "draining"])
+async def test_server_that_cannot_be_cleaned(tmp_path: Path, stage: str) -> None:
+    """On a server that is not ours the session goes on to its end, and says what it left there."""
+    stop = Once(stage, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with Running(Target(name="fake", command=SERVER)) as server:
+        (await reach(server.host, server.port, 30)).close()
+        attached = Target(name="fake", host=server.host, port=server.port)
+        session, told = await run(tmp_path / "one", stop, attached)
+    assert session["state"] == "INCOMPLETE"
+    ((_, verdicts, remark),) = told
+    assert remark.startswith("what it wrote was not deleted: ")
+    assert bool(verdicts) == (stage == "draining")
