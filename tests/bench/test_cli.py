@@ -1,13 +1,13 @@
 """The command as users meet it: what it refuses, what it leaves behind, how it ends."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -355,10 +355,12 @@ def test_interrupted_a_run_keeps_and_reports_what_there_is(tmp_path: Path) -> No
         text=True,
         start_new_session=True,
     ) as process:
-        timer = threading.Timer(9.0, os.kill, (process.pid, signal.SIGINT))
-        timer.start()
+        begun = out / "fake" / "0" / "assignment.json"
+        while not begun.exists() and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(5)  # filling 120 objects takes a moment; the load lasts a minute
+        process.send_signal(signal.SIGINT)
         said, complaint = process.communicate(timeout=60)
-        timer.join()
     assert process.returncode == EXIT_INCOMPLETE, complaint
     assert "INCOMPLETE" in said + complaint
     facts = json.loads((out / "fake" / "0" / "run.json").read_text())
