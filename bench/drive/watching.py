@@ -146,6 +146,11 @@ class Watching:
         if start:
             self.seen = start - 1
 
+    @property
+    def created(self) -> bool:
+        """Its stream is open, and the server has answered on it."""
+        return self._stream >= 0 and self._messages > 0
+
     # Receiving.
 
     def message(self, message: bytes, received_us: int) -> None:

@@ -238,11 +238,13 @@ class Worker:
             self.site.ticker.at(now + SWEEP_US, self._sweep)
 
     async def drain(self, revision: int) -> None:
-        """Wait until every watch that is read at full speed has come to ``revision``."""
+        """Wait until every watch is there, and has come to ``revision`` if it is read at once."""
         waiting = [w for w in self._watchings if not w.watcher.events_per_second]
 
         def drained() -> bool:
-            return self.site.stopping or all(w.seen >= revision for w in waiting)
+            here = all(watching.created for watching in self._watchings)
+            come = all(watching.seen >= revision for watching in waiting)
+            return self.site.stopping or (here and come)
 
         def ask() -> None:
             for watching in waiting:

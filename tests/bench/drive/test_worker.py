@@ -106,6 +106,24 @@ async def work(worker: Worker, load: float = 10.0) -> None:
 
 
 @pytest.mark.slow
+async def test_watches_lost_at_the_end_are_waited_for(tmp_path: Path) -> None:
+    """A connection that is lost after the last event has its watch again when lag has drained."""
+    async with serving() as (_, port):
+        assign(tmp_path, plan_of([UPDATE] * 2), port)
+        worker = Worker(tmp_path, 0, lambda **_: None)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            await worker.watch(group)
+            await worker.load(now_us() + 20_000)
+            for line in worker._lines:
+                line.close(reset=True)
+            await worker.drain(worker.site.head_revision)
+            there = [watching.created for watching in worker._watchings]
+            worker.finish()
+    assert there
+    assert all(there)
+
+
+@pytest.mark.slow
 async def test_a_plan_is_done(tmp_path: Path) -> None:
     """Objects exist first, every step is taken, every watch is told of everything."""
     made = plan_of([UPDATE] * 5, [UPDATE._replace(key=KEYS[1])] * 5)
