@@ -116,8 +116,7 @@ async def test_watches_lost_at_the_end_are_waited_for(tmp_path: Path) -> None:
             await worker.load(now_us() + 20_000)
             for line in worker._lines:
                 line.close(reset=True)
-            while any(watching.created for watching in worker._watchings):
-                await asyncio.sleep(0.001)
+            await eventually(lambda: not any(w.created for w in worker._watchings))
             await worker.drain(worker.site.head_revision)
             there = [watching.created for watching in worker._watchings]
             worker.finish()
