@@ -44,7 +44,7 @@ lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 	build/lock/bin/uv pip compile pyproject.toml --all-extras --universal --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" --quiet -o requirements.lock $(LOCK)
+		--custom-compile-command "make lock" --quiet -o requirements.lock $(LOCK)
 
 test-compat: venv
 	tests/compat/run

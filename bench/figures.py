@@ -34,7 +34,7 @@ from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
-from bench.plan import Verb
+from bench.plan import WRITES, Verb
 from bench.punctuality import objections, punctuality
 from bench.records import (
     EVENTS,
@@ -328,7 +328,7 @@ def _lags(records: Records) -> _Lags:
 def _writes(records: Records) -> Frame:
     """Successful writes after the warm-up, by revision."""
     rows = records.frame(OPS)
-    wrote = timing.is_verb(rows, timing.WRITES) & (rows["outcome"] == Outcome.OK)
+    wrote = timing.is_verb(rows, WRITES) & (rows["outcome"] == Outcome.OK)
     wrote &= (rows["done"] >= 0) & (rows["revision"] > 0)
     wrote &= rows["due"] >= records.facts["warm_up_us"]
     rows = _columns(rows, wrote, "revision", "sent", "done")
@@ -375,7 +375,7 @@ def _resources(records: Records, operations: _Asked, calls: _Asked) -> dict[str,
     for name, count in divisors.items():
         if count:
             values[f"server_cpu_per_{name}_us"] = cpu / count
-    wrote = int((operations.succeeded & timing.is_verb(operations.rows, timing.WRITES)).sum())
+    wrote = int((operations.succeeded & timing.is_verb(operations.rows, WRITES)).sum())
     if wrote:
         values["written_per_write_bytes"] = spent("server_written") / wrote
     return values

@@ -57,6 +57,10 @@ class Verb(IntEnum):
     """Likewise: any other call of a recorded trace."""
 
 
+WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
+"""Txns on an object; a compaction's is told by its digest."""
+
+
 class Edit(IntEnum):
     """How a written value comes about."""
 

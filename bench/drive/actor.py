@@ -18,7 +18,7 @@ from bench.clock import now_us
 from bench.drive.apiserver import Apiserver, Known
 from bench.drive.listing import Listing, Origin
 from bench.drive.site import Line
-from bench.plan import BOUND, Actor, Edit, Step, Verb
+from bench.plan import BOUND, WRITES, Actor, Edit, Step, Verb
 from bench.records import Outcome
 from bench.values import append, digest, increment, is_owned, value
 from kvstore.pb import rpc_pb2 as pb
@@ -27,7 +27,6 @@ ATTEMPTS_MAX = 5
 BACKOFF_US = 200_000
 _DEADLINE_EXCEEDED = 4
 _NEVER_US = 1 << 62
-_WRITES = frozenset((Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT))
 
 
 class _Call(NamedTuple):
@@ -446,7 +445,7 @@ class Acting:
             if known.value is not None:
                 self._change_known(step, known)
                 return
-        elif kind in _WRITES:
+        elif kind in WRITES:
             written = None if kind == Verb.DELETE else self._value
             self._own[key] = Known(revision, written)
             if kind == Verb.ADOPT:

@@ -13,15 +13,14 @@ from random import Random
 
 from bench import plan
 from bench.client import requests
+from bench.client.heard import DELETE, event_row, kind_of, message_row
 from bench.clock import MICROSECONDS, now_us
 from bench.drive.listing import Listing, Origin, Shown
 from bench.drive.site import RECONNECT_US, Line, Site
 from bench.records import MessageKind
-from bench.values import digest
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
 
-_DELETE = kv_pb2.Event.DELETE
 _PROGRESS = pb.WatchRequest(progress_request=pb.WatchProgressRequest()).SerializeToString()
 
 Seen = Callable[[bytes, int, bytes | None], None]
@@ -186,23 +185,9 @@ class Watching:
         events = answer.events
         number = self._messages
         self._messages = number + 1
-        if answer.canceled:
-            kind = MessageKind.CANCELED
-        elif answer.created:
-            kind = MessageKind.CREATED
-        else:
-            kind = MessageKind.EVENTS if events else MessageKind.PROGRESS
-        self.site.recorders["messages"].add(
-            self._number,
-            number,
-            received_us,
-            kind,
-            revision,
-            answer.compact_revision,
-            len(events),
-            answer.fragment,
-            answer.cancel_reason.encode(),
-        )
+        kind = kind_of(answer)
+        row = message_row(self._number, number, received_us, kind, answer)
+        self.site.recorders["messages"].add(*row)
         if events:
             self._events(number, events)
         if kind == MessageKind.PROGRESS:
@@ -224,25 +209,8 @@ class Watching:
             kv = event.kv
             key = kv.key[cut:]
             modified = kv.mod_revision
-            deleted = event.type == _DELETE
-            value = None if deleted else kv.value
-            if event.HasField("prev_kv"):
-                was = event.prev_kv
-                before = (was.mod_revision, was.create_revision, was.version, digest(was.value))
-            else:
-                before = (-1, -1, -1, -1)
-            add(
-                watch,
-                number,
-                event.type,
-                modified,
-                kv.create_revision,
-                kv.version,
-                kv.lease,
-                -1 if value is None else digest(value),
-                *before,
-                key,
-            )
+            value = None if event.type == DELETE else kv.value
+            add(*event_row(watch, number, event, key, value))
             changed(key, modified, value)
         self.seen = max(self.seen, modified)
 

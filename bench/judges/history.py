@@ -28,7 +28,7 @@ not known (-1), and so on along the chain.
 import numpy as np
 
 from bench.judges.finding import Column, Mask
-from bench.plan import Verb
+from bench.plan import WRITES, Verb
 from bench.records import (
     EVENTS,
     FINAL,
@@ -44,7 +44,6 @@ from bench.records import (
 RANK_BITS = 24
 REVISION_BITS = 39
 FOREVER = np.iinfo(np.int64).max
-WRITES = (Verb.CREATE, Verb.UPDATE, Verb.DELETE, Verb.ADOPT)
 
 
 class History:

@@ -4,9 +4,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
+from bench.client.heard import DELETE, event_row, kind_of, message_row
 from bench.clock import now_us
 from bench.records import MessageKind, Recorder
-from bench.values import digest
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
 
@@ -96,23 +96,9 @@ class WatchStream:
         revision, events = answer.header.revision, answer.events
         number = watch.messages
         watch.messages = number + 1
-        if answer.canceled:
-            kind = MessageKind.CANCELED
-        elif answer.created:
-            kind = MessageKind.CREATED
-        else:
-            kind = MessageKind.EVENTS if events else MessageKind.PROGRESS
-        self._recorders["messages"].add(
-            watch.number,
-            number,
-            received_us,
-            kind,
-            revision,
-            answer.compact_revision,
-            len(events),
-            answer.fragment,
-            answer.cancel_reason.encode(),
-        )
+        kind = kind_of(answer)
+        row = message_row(watch.number, number, received_us, kind, answer)
+        self._recorders["messages"].add(*row)
         for event in events:
             self._event(watch, number, event)
         if kind == MessageKind.PROGRESS or (
@@ -122,25 +108,10 @@ class WatchStream:
 
     def _event(self, watch: _Watch, message: int, event: kv_pb2.Event) -> None:
         kv = event.kv
-        deleted = event.type == kv_pb2.Event.DELETE
-        before = (-1, -1, -1, -1)
-        if event.HasField("prev_kv"):
-            was = event.prev_kv
-            before = (was.mod_revision, was.create_revision, was.version, digest(was.value))
-        self._recorders["events"].add(
-            watch.number,
-            message,
-            event.type,
-            kv.mod_revision,
-            kv.create_revision,
-            kv.version,
-            kv.lease,
-            -1 if deleted else digest(kv.value),
-            *before,
-            kv.key,
-        )
+        value = None if event.type == DELETE else kv.value
+        self._recorders["events"].add(*event_row(watch.number, message, event, kv.key, value))
         watch.seen = max(watch.seen, kv.mod_revision)
-        if not deleted:
+        if value is not None:
             self._shown(kv.key, kv.mod_revision)
 
     def ended(self, code: int, text: str, /) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
-from bench.plan import Actor, Disturbance, Object, Plan, Step, Trouble, Verb
+from bench.plan import WRITES, Actor, Disturbance, Object, Plan, Step, Trouble, Verb
 from bench.records import (
     INCIDENTS,
     MESSAGES,
@@ -242,7 +242,7 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
     for blow, _, made in watches.returns():
         synced[blow] = max(synced[blow], made.min() if len(made) else watches.ends[blow])
     ops = timing.planned(records)
-    writes = timing.warm(records, ops.where(timing.is_verb(ops, timing.WRITES)))
+    writes = timing.warm(records, ops.where(timing.is_verb(ops, WRITES)))
     writes = writes.where(~_cut(writes, watches))
     during = timing.within(writes["due"], blows, synced)
     took = timing.latencies_us(records, writes)

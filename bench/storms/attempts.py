@@ -8,6 +8,7 @@ it was due until its last answer, and whether it was done is what the last one s
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.plan import WRITES
 from bench.records import FINAL, INCIDENTS, Frame, Outcome, Records
 from bench.storms import timing
 
@@ -30,14 +31,14 @@ def steps(ops: Frame) -> Frame:
 
 def written(ops: Frame) -> timing.Mask:
     """Rows that are acknowledged changes."""
-    mask: timing.Mask = timing.is_verb(ops, timing.WRITES) & (ops["outcome"] == Outcome.OK)
+    mask: timing.Mask = timing.is_verb(ops, WRITES) & (ops["outcome"] == Outcome.OK)
     return mask
 
 
 def unsure(ops: Frame) -> timing.Mask:
     """Rows that are changes which may have been made or not."""
     unknown = (ops["outcome"] == Outcome.UNKNOWN) | (ops["done"] < 0)
-    mask: timing.Mask = timing.is_verb(ops, timing.WRITES) & unknown
+    mask: timing.Mask = timing.is_verb(ops, WRITES) & unknown
     return mask
 
 

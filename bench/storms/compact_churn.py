@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
-from bench.plan import Actor, Edit, Object, Plan, Step, Verb, Watcher
+from bench.plan import WRITES, Actor, Edit, Object, Plan, Step, Verb, Watcher
 from bench.records import (
     EVENTS,
     FINAL,
@@ -272,7 +272,7 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
     """What writers feel of compactions, and what these leave on the disk."""
     compactions = _compactions(records)
     ops = timing.warm(records, timing.planned(records))
-    writes = ops.where(timing.is_verb(ops, timing.WRITES))
+    writes = ops.where(timing.is_verb(ops, WRITES))
     took = timing.latencies_us(records, writes)
     ends = np.maximum(compactions["done"], compactions["sent"]) + AFTERMATH_US
     during = timing.within(writes["due"], compactions["sent"], ends)

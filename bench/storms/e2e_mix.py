@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.plan import Actor, Plan, Start, Step, Verb, Watcher
+from bench.plan import WRITES, Actor, Plan, Start, Step, Verb, Watcher
 from bench.records import ITEMS, Frame, Outcome, Records
 from bench.storms import objects, timing
 from bench.verdicts import Verdict, verdict
@@ -209,7 +209,7 @@ def _seen(records: Records) -> Iterator[tuple[int, str]]:
         if actor != last:
             last, namespace = actor, _Namespace({}, set())
         key = texts[code]
-        if verb in timing.WRITES:
+        if verb in WRITES:
             namespace.write(verb, key, outcome, revision)
         elif outcome != Outcome.OK or attempt or not namespace.is_known(key):
             continue
@@ -240,7 +240,7 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
         ("get", (Verb.GET,)),
         ("list", (Verb.LIST,)),
         ("count", (Verb.COUNT,)),
-        ("txn", timing.WRITES),
+        ("txn", WRITES),
     ):
         chosen = ops.where(timing.is_verb(ops, verbs))
         found |= timing.spread(name, timing.latencies_us(records, chosen))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from bench import values
 from bench.clock import MICROSECONDS
-from bench.plan import Actor, Edit, Object, Plan, Start, Step, Verb, Watcher
+from bench.plan import WRITES, Actor, Edit, Object, Plan, Start, Step, Verb, Watcher
 from bench.records import EVENTS, FINAL, OPS, WATCHES, EventType, Frame, Outcome, Records
 from bench.storms import objects, timing
 from bench.verdicts import Verdict, verdict
@@ -237,7 +237,7 @@ def _counts(records: Records) -> Verdict:
 def measures(records: Records, parameters: Parameters) -> dict[str, float]:
     """How late expiries are, and what they cost those who have nothing to do with them."""
     ops = timing.warm(records, timing.planned(records))
-    events = ops.where(timing.begins(ops, "role", b"event.") & timing.is_verb(ops, timing.WRITES))
+    events = ops.where(timing.begins(ops, "role", b"event.") & timing.is_verb(ops, WRITES))
     pods = ops.where(timing.begins(ops, "role", BYSTANDER))
     told = _deletions(records)
     received = timing.received_us(records, told)

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
-from bench.plan import BOUND, Actor, Edit, Object, Plan, Step, Verb, Watcher
+from bench.plan import BOUND, WRITES, Actor, Edit, Object, Plan, Step, Verb, Watcher
 from bench.records import EVENTS, FINAL, OPS, PRELOADED, EventType, Frame, Outcome, Records
 from bench.storms import attempts, objects, timing
 from bench.verdicts import Verdict, verdict
@@ -407,7 +407,7 @@ def _revisions(records: Records) -> Verdict:
     if not (len(final) and len(before) and attempts.is_calm(records) and records.facts["command"]):
         return verdict(judge, 0, [])
     ops = records.frame(OPS)
-    ops = ops.where(timing.is_verb(ops, timing.WRITES) | _compactions(ops))
+    ops = ops.where(timing.is_verb(ops, WRITES) | _compactions(ops))
     done = ops.where(ops["outcome"] == Outcome.OK)
     unsure = int(((ops["outcome"] == Outcome.UNKNOWN) | (ops["done"] < 0)).sum())
     rose = int(final["revision"][0] - before.max())

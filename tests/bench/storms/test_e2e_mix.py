@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import Verb
+from bench.plan import WRITES, Verb
 from bench.records import Outcome
-from bench.storms import e2e_mix, timing
+from bench.storms import e2e_mix
 from tests.bench.storms.perfect import Played, play
 
 SMALL = e2e_mix.Parameters(tests_per_second=3.0, think_ms=5.0)
@@ -33,7 +33,7 @@ def test_mix() -> None:
     assert len(plan.actors) > 3
     for actor in plan.actors:
         verbs = Counter(step.verb for step in actor.steps)
-        assert sum(verbs[verb] for verb in timing.WRITES) == 32
+        assert sum(verbs[verb] for verb in WRITES) == 32
         assert verbs[Verb.GET] + verbs[Verb.LIST] + verbs[Verb.COUNT] == 62
         assert verbs[Verb.STATUS] == 1
         assert len(actor.steps) == 95

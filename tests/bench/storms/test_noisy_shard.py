@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import Plan, Trouble, Verb
+from bench.plan import WRITES, Plan, Trouble, Verb
 from bench.records import Outcome
-from bench.storms import noisy_shard, timing
+from bench.storms import noisy_shard
 from tests.bench.storms.perfect import Played, play
 
 SMALL = noisy_shard.Parameters(runs_per_second=40.0, noise_factor=10.0, outage_s=0.5)
@@ -42,7 +42,7 @@ def test_five_writes_per_run() -> None:
     """A run writes five times, and the noisy tenant has most of them in its phase."""
     made = plan()
     assert {5} == {len(actor.steps) for actor in made.actors}
-    assert all(step.verb in timing.WRITES for actor in made.actors for step in actor.steps)
+    assert all(step.verb in WRITES for actor in made.actors for step in actor.steps)
     noise = [
         actor.name.startswith("run-007-")
         for actor in made.actors

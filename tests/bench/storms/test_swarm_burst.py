@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench import values
-from bench.plan import Edit, Plan, Verb
+from bench.plan import WRITES, Edit, Plan, Verb
 from bench.records import EventType, Outcome
-from bench.storms import idle_background, objects, swarm_burst, timing
+from bench.storms import idle_background, objects, swarm_burst
 from tests.bench.storms.perfect import Played, Row, play
 
 SMALL = swarm_burst.Parameters(
@@ -48,7 +48,7 @@ def test_writes_per_claim() -> None:
     verbs = [step.verb for actor in made.actors for step in actor.steps]
     claims = verbs.count(Verb.ADOPT)
     assert claims == 7 * parameters.claims
-    assert set(verbs) <= set(timing.WRITES)
+    assert set(verbs) <= set(WRITES)
     assert len(verbs) / claims == pytest.approx(29.4, abs=0.3)
     assert 300 < len(verbs) / 30 < 1_300
 

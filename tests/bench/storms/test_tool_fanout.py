@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench import values
-from bench.plan import Edit, Plan, Verb
+from bench.plan import WRITES, Edit, Plan, Verb
 from bench.records import EventType, Outcome
-from bench.storms import objects, timing, tool_fanout
+from bench.storms import objects, tool_fanout
 from tests.bench.storms.perfect import Played, Row, play
 
 SMALL = tool_fanout.Parameters(runs_per_second=2.0, tenants=2, grown=0, keep_s=1.0)
@@ -71,7 +71,7 @@ def test_writes_per_run() -> None:
     parameters = tool_fanout.PRESETS["xs"]
     made = tool_fanout.schedule(parameters, 30_000_000, random.Random(1))
     steps = [step for actor in made.actors for step in actor.steps]
-    assert {step.verb for step in steps} <= set(timing.WRITES)
+    assert {step.verb for step in steps} <= set(WRITES)
     assert 300 < len(steps) / 30 < 1_300
     writes = Counter[str]()
     tools = Counter[str]()
