@@ -1,10 +1,13 @@
 """The environment of a session: what the machine is, and how fast its disk and loopback are today.
 
 Timings of two sessions are comparable on equal machines only, and those of one session only if the
-machine stayed what it was. So the description is taken before and after, with two small benchmarks
-that no server is part of: a synced write of one page, and one byte to and fro over TCP.
-Medians of their quietest parts tell drift; tails are recorded and not compared: a thousand writes
-do not settle a 99th percentile.
+machine treated its targets alike. So the description is taken before and after, and two small
+benchmarks that no server is part of also before every run: a synced write of one page, and one byte
+to and fro over TCP. A machine that became faster meanwhile did so for all targets, because they
+take turns; one that was faster in the turns of one target makes the session INVALID.
+Each is made in bouts with pauses between, since machines that are shared change speed from one
+tenth of a second to the next, and the median of the bouts' medians tells drift. Tails are recorded
+and not compared: a thousand writes do not settle a 99th percentile.
 """
 
 import contextlib
@@ -15,10 +18,11 @@ import socket
 import subprocess
 import sysconfig
 import tempfile
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import geometric_mean
 from typing import TypedDict
 
 import psutil
@@ -27,12 +31,18 @@ from bench.clock import now_us
 from bench.statistics import percentile
 
 DRIFT_PERCENT_MAX = 25.0
-"""Beyond it the machine was not the same before and after: timings between are INVALID."""
-SYNCS = 1000
+"""Beyond it the machine was not the same before and after, and there is nothing to compare with:
+timings between are INVALID.
+"""
+UNEQUAL_PERCENT_MAX = 15.0
+"""Beyond it the machine was not the same for all targets: their timings are INVALID."""
+SYNCS = 100
+ROUND_TRIPS = 500
+"""Of one bout, over a connection of its own."""
 SYNC_BYTES = 4096
-ROUND_TRIPS = 5000
-PARTS = 10
-"""In which micro-benchmarks are looked at."""
+BOUTS = 13
+PAUSE_SECONDS = 0.05
+"""Between two bouts."""
 COMMAND_SECONDS_MAX = 10.0
 
 
@@ -53,9 +63,9 @@ class Capsule(TypedDict):
     commit: str
     """Of this source tree; empty outside of one."""
     fsync_p50_us: float
-    """Median of the quietest part, as of the loopback: what the machine can do."""
+    """Median of the bouts' medians, as of the loopback."""
     fsync_p99_us: float
-    """Over all parts."""
+    """Over all bouts."""
     loopback_p50_us: float
 
 
@@ -68,7 +78,7 @@ def capsule(folder: Path, commands: Mapping[str, Sequence[str]]) -> Capsule:
 
     ``commands`` names what is asked for its version: ``{"etcd": ["etcd", "--version"]}``.
     """
-    syncs = fsyncs_us(folder)
+    syncs, round_trips = bouts(folder)
     return Capsule(
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)),
@@ -78,9 +88,9 @@ def capsule(folder: Path, commands: Mapping[str, Sequence[str]]) -> Capsule:
         python=_python(),
         versions=_versions(commands),
         commit=_commit(Path(__file__).parent),
-        fsync_p50_us=quietest(syncs),
-        fsync_p99_us=percentile(syncs, 99),
-        loopback_p50_us=quietest(round_trips_us()),
+        fsync_p50_us=typical(syncs),
+        fsync_p99_us=percentile([each for bout in syncs for each in bout], 99),
+        loopback_p50_us=typical(round_trips),
     )
 
 
@@ -93,16 +103,34 @@ def drift(before: Capsule, after: Capsule) -> dict[str, float]:
     return {name: 100 * abs(b - a) / max(a, 1.0) for name, (a, b) in pairs.items()}
 
 
+def unequal(speeds: Sequence[Sequence[float]]) -> float:
+    """Per cent between the slowest and the fastest of geometric means, one for each target.
+
+    ``speeds`` are what one micro-benchmark said before each of a target's runs.
+    """
+    means = [geometric_mean(each) for each in speeds]
+    return 100 * (max(means) / min(means) - 1)
+
+
 def differences(one: Capsule, other: Capsule) -> list[str]:
     """What makes two sessions incomparable, one line each."""
     pairs = ((name, dict(one)[name], dict(other)[name]) for name in SAME)
     return [f"{name}: {a} against {b}" for name, a, b in pairs if a != b]
 
 
-def quietest(times: Sequence[float]) -> float:
-    """The lowest median of consecutive parts: a neighbour's noise is not the machine's speed."""
-    size = max(1, len(times) // PARTS)
-    return min(percentile(times[n : n + size], 50) for n in range(0, len(times), size))
+def typical(measured: Sequence[Sequence[float]]) -> float:
+    """The median of the bouts' medians: a neighbour's noise in a minority of them is ignored."""
+    return percentile([percentile(bout, 50) for bout in measured], 50)
+
+
+def bouts(folder: Path) -> tuple[list[list[float]], list[list[float]]]:
+    """Both micro-benchmarks in turns: times in microseconds of syncs and of round trips."""
+    syncs, round_trips = [], []
+    for _ in range(BOUTS):
+        syncs.append(fsyncs_us(folder))
+        round_trips.append(round_trips_us())
+        time.sleep(PAUSE_SECONDS)  # noqa: TID251 - time has to pass, nothing is waited for
+    return syncs, round_trips
 
 
 def fsyncs_us(folder: Path) -> list[float]:
@@ -119,7 +147,10 @@ def fsyncs_us(folder: Path) -> list[float]:
 
 
 def round_trips_us() -> list[float]:
-    """Times of one byte to another thread and back, over TCP on the loopback interface."""
+    """Times of one byte there and back, over TCP on the loopback interface.
+
+    One thread has both ends: how fast another is woken is the scheduler's mood, not the machine's.
+    """
     times = []
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -127,21 +158,13 @@ def round_trips_us() -> list[float]:
         far = stack.enter_context(listener.accept()[0])
         for end in (near, far):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        echo = threading.Thread(target=_echo, args=(far,), daemon=True)
-        echo.start()
         for _ in range(ROUND_TRIPS):
             start = now_us()
-            near.sendall(b".")
-            near.recv(1)
+            for here, there in ((near, far), (far, near)):
+                here.sendall(b".")
+                there.recv(1)
             times.append(float(now_us() - start))
-        near.shutdown(socket.SHUT_WR)
-        echo.join()
     return times
-
-
-def _echo(end: socket.socket) -> None:
-    while byte := end.recv(1):
-        end.sendall(byte)
 
 
 def _cpu() -> str:

@@ -105,7 +105,13 @@ def _changes(assignments: Sequence[str]) -> dict[str, str]:
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--prefix", default="", help="Put before every key, to share a server.")
-@click.option("--processes", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="Of the generator, at most one for each apiserver of the plan.",
+)
 @click.option("--timeout", type=SECONDS, default=10.0, show_default=True)
 @click.option("--kill9", "kills", type=click.IntRange(min=0), default=0, help="Crashes per run.")
 @click.option("--background/--no-background", default=True, help="idle-background underneath.")

@@ -287,6 +287,10 @@ class Facts(TypedDict):
     durability: str
     """``fsync per commit`` ...; runs of different classes are not compared."""
     repetition: int
+    fsync_us: float
+    """What a synced write of a page took just before the run, without a server; 0: not taken."""
+    loopback_us: float
+    """Likewise a byte there and back."""
     prefix: str
     """Put before every key; tables are without it."""
     zero_us: int

@@ -16,8 +16,10 @@ It is told what to do by lines of JSON on its standard input and answers in kind
 
 ``stop`` ends what is under way and the load, and ``finish`` whatever comes before it; what there is
 by then is recorded.
-The collector of cyclic garbage is off, and where the system allows it the process goes before
-others: what it is late by would be charged to the server, or make the run invalid.
+The collector of cyclic garbage is off, and where the system allows it (root, or CAP_SYS_NICE) the
+process is a real-time one, which runs as soon as it is woken: what it is late by would be charged
+to the server, or make the run invalid. Niceness alone is little: Linux shares the CPU between
+sessions first and within each by niceness then (sched(7), autogroup), and servers have their own.
 """
 
 import asyncio
@@ -45,8 +47,8 @@ from bench.drive.site import Line, Making, Site
 from bench.drive.ticker import Ticker
 from bench.drive.watching import Watching
 
-PRIORITY = -10
-"""Of a generator process, if the system lets it; the server keeps its own."""
+NICENESS = -10
+"""Of a generator process that may be nice to nobody, and may not be a real-time one."""
 _NEVER_US = 1 << 62
 SWEEP_US = 50_000
 LOOK_US = 50_000
@@ -336,12 +338,22 @@ async def _main(folder: Path, part: int) -> None:
         sys.stdout.flush()
 
     worker = Worker(folder, part, say)
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    _go_first()
     gc.collect()
     gc.disable()
     await _serve(worker, read, say)
     say(said="finished", connections_failed=worker.site.connections_failed)
+
+
+def _go_first() -> None:
+    """Run before the server does; it keeps the place that it would have without us."""
+    try:
+        os.sched_setscheduler(
+            0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO))
+        )
+    except PermissionError:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
 
 def _fail(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

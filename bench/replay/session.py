@@ -190,6 +190,8 @@ class _Run:
             version="",
             durability=target.durability,
             repetition=0,
+            fsync_us=0.0,
+            loopback_us=0.0,
             prefix="",
             zero_us=0,
             load_end_us=0,

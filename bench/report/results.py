@@ -21,7 +21,7 @@ it by mistake.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -29,7 +29,7 @@ from typing import TypedDict, cast
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from bench.capsule import DRIFT_PERCENT_MAX, drift
+from bench.capsule import DRIFT_PERCENT_MAX, UNEQUAL_PERCENT_MAX, drift, unequal
 from bench.figures import ALL, Figures, Windows, figures, histogram
 from bench.punctuality import objections
 from bench.records import Facts, Records
@@ -189,12 +189,12 @@ def build(folder: Path, measures: Measures | None = None) -> Results:
     """Results of the session in ``folder``, from its raw records."""
     session = read_session(folder)
     changed = drift(session["before"], session["after"]) if session["after"] else {}
-    unsteady = [
-        f"{name} changed by {percent:.0f} % meanwhile, {DRIFT_PERCENT_MAX:.0f} % is allowed"
-        for name, percent in changed.items()
-        if percent > DRIFT_PERCENT_MAX
-    ]
-    targets = [_target(folder, session, name, unsteady, measures) for name in session["targets"]]
+    measured = {
+        name: [_measured(path, session, measures) for path in runs(folder, name)]
+        for name in session["targets"]
+    }
+    unsteady = list(_unsteady(list(measured.values()), changed))
+    targets = [_target(session, name, measured[name], unsteady) for name in session["targets"]]
     comparisons, not_compared = _comparisons(targets, session["seed"])
     results = Results(
         session=session,
@@ -204,6 +204,30 @@ def build(folder: Path, measures: Measures | None = None) -> Results:
         not_compared=not_compared,
     )
     return cast("Results", _rounded(results))
+
+
+def _unsteady(
+    measured: Sequence[Sequence[_Measured]], changed: Mapping[str, float]
+) -> Iterator[str]:
+    """What speaks against the machine: how it treated targets that took turns, or how it changed
+    under a single one.
+    """
+    if len(measured) == 1:
+        for name, percent in changed.items():
+            if percent > DRIFT_PERCENT_MAX:
+                limit = f"{DRIFT_PERCENT_MAX:.0f} % is allowed"
+                yield f"{name} changed by {percent:.0f} % meanwhile, {limit}"
+        return
+    before = {
+        "fsync": [[run.facts["fsync_us"] for run in each] for each in measured],
+        "loopback": [[run.facts["loopback_us"] for run in each] for each in measured],
+    }
+    for name, speeds in before.items():
+        if all(each and min(each) > 0 for each in speeds):
+            percent = unequal(speeds)
+            if percent > UNEQUAL_PERCENT_MAX:
+                limit = f"{UNEQUAL_PERCENT_MAX:.0f} % is allowed"
+                yield f"{name} differed by {percent:.0f} % between the targets' runs, {limit}"
 
 
 def write(folder: Path, results: Results) -> None:
@@ -229,13 +253,8 @@ def has_speed(target: Target) -> bool:
 
 
 def _target(
-    folder: Path,
-    session: Session,
-    name: str,
-    unsteady: Sequence[str],
-    measures: Measures | None,
+    session: Session, name: str, measured: Sequence[_Measured], unsteady: Sequence[str]
 ) -> Target:
-    measured = [_measured(path, session, measures) for path in runs(folder, name)]
     state, reasons = _state(measured, unsteady, session["repetitions"])
     visible = state in {"PASS", "INCOMPLETE"}
     complete = [run for run in measured if run.complete] if visible else []

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.capsule import capsule
+from bench.capsule import bouts, capsule, typical
 from bench.client.asking import AskError, reach
 from bench.clock import MICROSECONDS, wall_seconds
 from bench.judges import judge
@@ -49,7 +49,7 @@ class Wish:
     duration_us: int
     out: Path
     prefix: str = ""
-    processes: int = 1
+    processes: int = 2
     timeout_us: int = 10 * MICROSECONDS
     background: bool = True
     client: str = "lean"
@@ -289,6 +289,7 @@ class Runner:
 
     def _facts(self, plan: Plan, target: Target, repetition: int) -> Facts:
         wish = self._wish
+        syncs, round_trips = bouts(wish.out)
         return Facts(
             run=f"{wish.storm.NAME}-{wish.seed}-{repetition}",
             storm=wish.storm.NAME,
@@ -305,6 +306,8 @@ class Runner:
             version="",
             durability=target.durability,
             repetition=repetition,
+            fsync_us=typical(syncs),
+            loopback_us=typical(round_trips),
             prefix=wish.prefix,
             zero_us=0,
             load_end_us=0,

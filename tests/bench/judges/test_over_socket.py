@@ -117,7 +117,8 @@ async def run(fault: Fault, after: int, folder: Path, seconds: float) -> list[Ve
         run="fake", storm="fake", preset="xs", parameters={}, seed=1,
         duration_us=plan.duration_us, warm_up_us=0, fingerprint="", apiservers=APISERVERS,
         resources=[PODS.decode(), EVENTS.decode()], target="fake", command="fake", version="",
-        durability="none", repetition=0, prefix="", zero_us=0, load_end_us=0, finished_us=0,
+        durability="none", repetition=0, fsync_us=0, loopback_us=0, prefix="", zero_us=0,
+        load_end_us=0, finished_us=0,
         state="INCOMPLETE", processes=1, client="lean", timeout_us=2 * MICROSECONDS,
         connections_failed=0, steps=plan.steps, final_revision=-1, reason="",
     )  # fmt: skip

@@ -68,6 +68,8 @@ class Run:
             version="3.6.0",
             durability="fsync per commit",
             repetition=0,
+            fsync_us=250.0,
+            loopback_us=20.0,
             prefix="",
             zero_us=0,
             load_end_us=duration_us,

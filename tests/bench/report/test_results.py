@@ -156,16 +156,42 @@ def test_a_run_that_watches_nothing_needs_no_judge_of_watches(tmp_path: Path) ->
     assert "PASS" == target(build(tmp_path), "ours")["state"]
 
 
-def test_a_drifting_machine_makes_every_target_invalid(tmp_path: Path) -> None:
-    """A disk that became a third slower says so of all."""
+def test_a_drifting_machine_makes_a_lone_target_invalid(tmp_path: Path) -> None:
+    """A disk that became a third slower says so when there is nothing to compare with."""
+    after = CAPSULE.copy()
+    after["fsync_p50_us"] *= 1.34
+    session(tmp_path, means_us={"ours": MEANS["ours"]}, seconds=1, after=after)
+    (one,) = build(tmp_path)["targets"]
+    assert "INVALID" == one["state"]
+    assert ["fsync changed by 34 % meanwhile, 25 % is allowed"] == one["reasons"]
+    assert is_silent(one)
+
+
+def test_targets_in_turns_share_the_drift(tmp_path: Path) -> None:
+    """What changed for all of them is told, and their ratio stands."""
     after = CAPSULE.copy()
     after["fsync_p50_us"] *= 1.34
     session(tmp_path, means_us=MEANS, seconds=1, after=after)
     results = build(tmp_path)
-    for one in results["targets"]:
-        assert "INVALID" == one["state"]
-        assert ["fsync changed by 34 % meanwhile, 25 % is allowed"] == one["reasons"]
-        assert is_silent(one)
+    assert ["PASS"] * len(MEANS) == [one["state"] for one in results["targets"]]
+    assert 34 == pytest.approx(results["drift_percent"]["fsync"], abs=0.1)
+
+
+@pytest.mark.parametrize(("factor", "allowed"), [(1.14, True), (1.2, False)])
+def test_a_machine_that_favours_a_target_makes_all_invalid(
+    tmp_path: Path, factor: float, *, allowed: bool
+) -> None:
+    """One whose loopback is slower whenever one target has its turn compares the machine."""
+
+    def slowed(run: Run) -> None:
+        run.facts["loopback_us"] *= factor
+
+    session(tmp_path, means_us=MEANS, seconds=1, changes={"etcd": slowed})
+    for one in build(tmp_path)["targets"]:
+        assert ("PASS" if allowed else "INVALID") == one["state"]
+        expected = "loopback differed by 20 % between the targets' runs, 15 % is allowed"
+        assert allowed or [expected] == one["reasons"]
+        assert allowed or is_silent(one)
 
 
 @pytest.mark.parametrize("verdicts", [None, [], [Verdict("Ordered", 0)]])
