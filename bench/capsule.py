@@ -57,7 +57,7 @@ class Capsule(TypedDict):
     file_system: str
     """Of the data folder."""
     python: str
-    """Version, compiler, and whether it was built with profiles."""
+    """Version, compiler, and whether it says that it was built with profiles."""
     versions: dict[str, str]
     """Of kvstore and of the servers, as their commands tell."""
     commit: str
@@ -183,11 +183,13 @@ def file_system(folder: Path) -> str:
 
 
 def _python() -> str:
-    """Profiles are worth a sixth of CPU, so the same version is not the same interpreter."""
+    """Profiles are worth a sixth of CPU, so the same version is not the same interpreter. Builds
+    that use them without saying so are told apart by their compiler.
+    """
     options = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
-    built = "with" if "--enable-optimizations" in options else "without"
+    built = ", built with profiles" if "--enable-optimizations" in options else ""
     name = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{name}, {platform.python_compiler()}, built {built} profiles"
+    return f"{name}, {platform.python_compiler()}{built}"
 
 
 def _versions(commands: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -163,12 +163,17 @@ class Connection(asyncio.Protocol):
             self._end(exchange, grpc.CANCELLED, "cancelled by the client")
 
     def grant(self, stream: int, size: int) -> None:
-        """Credit for a stream whose window this side renews by hand."""
+        """Credit for ``size`` bytes of messages that were read, with their prefixes, on a stream
+        whose window is renewed by hand.
+        """
         exchange = self._exchanges.get(stream)
-        if exchange is None or self._writer is None:
-            return
+        if exchange is not None:
+            exchange.unread -= size
+            self._credit(stream, exchange, size)
+
+    def _credit(self, stream: int, exchange: Exchange, size: int) -> None:
         exchange.credit += size
-        if exchange.credit > 0:
+        if exchange.credit > 0 and self._writer is not None:
             self._writer.write(frames.window_update(stream, exchange.credit))
             exchange.credit = 0
 
@@ -317,12 +322,12 @@ class Connection(asyncio.Protocol):
         if self._renews:
             exchange.credit += len(piece)
             if exchange.credit >= self._window_bytes // 2:
-                self.grant(stream, 0)
+                self._credit(stream, exchange, 0)
         if flags & frames.PADDED:
             size = len(piece)
             piece = frames.unpad(flags, piece)
             if not self._renews:
-                self.grant(stream, size - len(piece))
+                self._credit(stream, exchange, size - len(piece))
         if exchange.sink is None:
             exchange.parts.append(piece)
         else:
@@ -350,6 +355,8 @@ class Connection(asyncio.Protocol):
                 exchange.wanted = size + grpc.PREFIX_BYTES
                 self._make_room(stream, exchange)
                 break
+            if not self._renews:
+                exchange.unread += start + size - position
             position = start + size
             sink.message(piece[start:position], self.received_us)
             if exchange.over:
@@ -359,8 +366,11 @@ class Connection(asyncio.Protocol):
             exchange.have = len(piece) - position
 
     def _make_room(self, stream: int, exchange: Exchange) -> None:
-        """A message larger than a window that is renewed by hand needs credit to become whole."""
-        more = exchange.wanted - self._window_bytes
+        """A message for which a window that is renewed by hand has no room, beside those that the
+        sink has not read, needs credit to become whole.
+        """
+        room = self._window_bytes - exchange.unread - exchange.credit
+        more = exchange.wanted - room
         if more > 0 and not self._renews and self._writer is not None:
             self._writer.write(frames.window_update(stream, more))
             exchange.credit -= more

@@ -20,7 +20,17 @@ class Sink(Protocol):
 class Exchange:
     """One call or stream that is not over."""
 
-    __slots__ = ("answered", "credit", "deadline_us", "have", "over", "parts", "sink", "wanted")
+    __slots__ = (
+        "answered",
+        "credit",
+        "deadline_us",
+        "have",
+        "over",
+        "parts",
+        "sink",
+        "unread",
+        "wanted",
+    )
 
     def __init__(self, answered: Answered | None, sink: Sink | None, deadline_us: int) -> None:
         self.answered = answered
@@ -35,6 +45,8 @@ class Exchange:
         """Bytes of a stream's message that is not whole; 0: its length is not known."""
         self.credit = 0
         """To be granted; negative: granted in advance."""
+        self.unread = 0
+        """Bytes of whole messages for which the sink has not granted credit yet."""
 
 
 class Unsent:

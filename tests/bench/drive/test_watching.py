@@ -177,6 +177,23 @@ async def test_slow_reader_of_large_events() -> None:
         await eventually(lambda: len(world.rows(EVENTS)) == 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bytes_before", [0, 40_000])
+async def test_slow_reader_of_a_large_event_behind_unread_ones(bytes_before: int) -> None:
+    """A large message gets all its room although what came before it was not read yet."""
+    async with living() as world:
+
+        def write() -> None:
+            world.store.after_range = lambda: None
+            for value in (bytes(bytes_before), bytes(100_000), b"last"):
+                world.store.put(KEY, value)
+
+        world.store.after_range = write  # they come with the answer that the watch is there
+        watcher = Watcher("slow", PODS, events_per_second=20)
+        world.watch(watcher, window_bytes=SMALL_WINDOW_BYTES)
+        await eventually(lambda: len(world.rows(EVENTS)) == 3)
+
+
 async def test_a_disturbance_while_listing() -> None:
     """Told to begin anew during its list, a watch does as it was told, once."""
     async with living() as world:
