@@ -38,7 +38,9 @@ UNEQUAL_PERCENT_MAX = 15.0
 """Beyond it the machine was not the same for all targets: their timings are INVALID."""
 SYNCS = 100
 ROUND_TRIPS = 500
-"""Of one bout, over a connection of its own."""
+"""Of one bout at most, over a connection of its own."""
+BOUT_US = 50_000
+"""A bout ends when it has taken this long, on a disk or a machine that is busy."""
 SYNC_BYTES = 4096
 BOUTS = 13
 PAUSE_SECONDS = 0.05
@@ -138,11 +140,14 @@ def fsyncs_us(folder: Path) -> list[float]:
     page = b"kvstore-bench..." * (SYNC_BYTES // 16)
     times = []
     with tempfile.TemporaryFile(dir=folder) as file:
+        end_us = now_us() + BOUT_US
         for n in range(SYNCS):
             start = now_us()
             os.pwrite(file.fileno(), page, n * SYNC_BYTES)
             os.fdatasync(file.fileno())
             times.append(float(now_us() - start))
+            if now_us() >= end_us:
+                break
     return times
 
 
@@ -158,12 +163,15 @@ def round_trips_us() -> list[float]:
         far = stack.enter_context(listener.accept()[0])
         for end in (near, far):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end_us = now_us() + BOUT_US
         for _ in range(ROUND_TRIPS):
             start = now_us()
             for here, there in ((near, far), (far, near)):
                 here.sendall(b".")
                 there.recv(1)
             times.append(float(now_us() - start))
+            if now_us() >= end_us:
+                break
     return times
 
 
