@@ -19,7 +19,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import geometric_mean
@@ -138,17 +138,13 @@ def bouts(folder: Path) -> tuple[list[list[float]], list[list[float]]]:
 def fsyncs_us(folder: Path) -> list[float]:
     """Times of writing one page to a new file in ``folder`` and syncing it, again and again."""
     page = b"kvstore-bench..." * (SYNC_BYTES // 16)
-    times = []
     with tempfile.TemporaryFile(dir=folder) as file:
-        end_us = now_us() + BOUT_US
-        for n in range(SYNCS):
-            start = now_us()
-            os.pwrite(file.fileno(), page, n * SYNC_BYTES)
+
+        def sync(number: int) -> None:
+            os.pwrite(file.fileno(), page, number * SYNC_BYTES)
             os.fdatasync(file.fileno())
-            times.append(float(now_us() - start))
-            if now_us() >= end_us:
-                break
-    return times
+
+        return _bout(sync, SYNCS)
 
 
 def round_trips_us() -> list[float]:
@@ -156,22 +152,30 @@ def round_trips_us() -> list[float]:
 
     One thread has both ends: how fast another is woken is the scheduler's mood, not the machine's.
     """
-    times = []
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         near = stack.enter_context(socket.create_connection(listener.getsockname()))
         far = stack.enter_context(listener.accept()[0])
         for end in (near, far):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end_us = now_us() + BOUT_US
-        for _ in range(ROUND_TRIPS):
-            start = now_us()
+
+        def there_and_back(_: int) -> None:
             for here, there in ((near, far), (far, near)):
                 here.sendall(b".")
                 there.recv(1)
-            times.append(float(now_us() - start))
-            if now_us() >= end_us:
-                break
+
+        return _bout(there_and_back, ROUND_TRIPS)
+
+
+def _bout(probe: Callable[[int], None], count: int) -> list[float]:
+    """Microseconds that each of ``count`` probes took; fewer when the bout's time is over."""
+    times: list[float] = []
+    begun = now = now_us()
+    while len(times) < count and (not times or now - begun < BOUT_US):
+        start = now
+        probe(len(times))
+        now = now_us()
+        times.append(float(now - start))
     return times
 
 

@@ -15,7 +15,6 @@ from bench.clock import MICROSECONDS
 from bench.plan import Verb
 from bench.records import MESSAGES, OPS, Frame, Outcome, Records
 
-"""Verbs that change an object."""
 Mask = NDArray[np.bool_]
 WARM_UP_PARTS = 15
 """A warm-up is the first of so many equal parts of a load."""

@@ -34,6 +34,23 @@ HELD = (0, EXIT_INVALID)
 """Every verdict held, whether or not the machine was quiet enough for timings."""
 
 
+@contextmanager
+def command(*words: object) -> "Iterator[subprocess.Popen[str]]":
+    """A command of ours in a process of its own, which ends with the body."""
+    with subprocess.Popen(
+        [*COMMAND, *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def fake(fault: str = "none", occasion: int = 1) -> str:
     """The command of a small etcd, with a fault of the given name."""
     return f"fake={sys.executable} -m tests.bench.fake_etcd {{port}} {fault} {occasion} {{dir}}"
@@ -347,14 +364,7 @@ def test_interrupted_a_run_keeps_and_reports_what_there_is(tmp_path: Path) -> No
     """Ctrl-C ends the load in order: exit code 3, state INCOMPLETE, records and report."""
     out = tmp_path / "out"
     words = ["run", "selector-read", *SMALL, "--seconds", "60", "--out", str(out)]
-    with subprocess.Popen(
-        [*COMMAND, *words, "--start", fake()],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with command(*words, "--start", fake()) as process:
         begun = out / "fake" / "0" / "assignment.json"
         while not begun.exists() and process.poll() is None:
             time.sleep(0.1)

@@ -16,26 +16,9 @@ import pytest
 from bench.options import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_REFUSED
 from kvstore.pb import rpc_pb2 as pb
 from tests.bench.replay.stand import Client, client, create, delete, update
-from tests.bench.test_cli import COMMAND, HELD, ROOT, fake, say
+from tests.bench.test_cli import HELD, ROOT, command, fake, say
 
 PODS = b"/registry/pods/"
-
-
-@contextmanager
-def command(*words: object) -> "Iterator[subprocess.Popen[str]]":
-    """A command of ours in a process of its own, which ends with the body."""
-    with subprocess.Popen(
-        [*COMMAND, *map(str, words)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @contextmanager
