@@ -23,11 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import geometric_mean
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import psutil
 
-from bench.clock import now_us
+from bench.clock import now_ns
 from bench.statistics import percentile
 
 DRIFT_PERCENT_MAX = 25.0
@@ -71,6 +71,14 @@ class Capsule(TypedDict):
     loopback_p50_us: float
 
 
+class Speeds(NamedTuple):
+    """How fast the machine is just now, without a server; microseconds."""
+
+    fsync_p50_us: float
+    fsync_p99_us: float
+    loopback_p50_us: float
+
+
 SAME = ("cpu", "cores", "memory_bytes", "kernel", "file_system", "python")
 """What must be equal for two sessions to be compared."""
 
@@ -80,7 +88,7 @@ def capsule(folder: Path, commands: Mapping[str, Sequence[str]]) -> Capsule:
 
     ``commands`` names what is asked for its version: ``{"etcd": ["etcd", "--version"]}``.
     """
-    syncs, round_trips = bouts(folder)
+    measured = speeds(folder)
     return Capsule(
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)),
@@ -90,9 +98,9 @@ def capsule(folder: Path, commands: Mapping[str, Sequence[str]]) -> Capsule:
         python=_python(),
         versions=_versions(commands),
         commit=_commit(Path(__file__).parent),
-        fsync_p50_us=typical(syncs),
-        fsync_p99_us=percentile([each for bout in syncs for each in bout], 99),
-        loopback_p50_us=typical(round_trips),
+        fsync_p50_us=measured.fsync_p50_us,
+        fsync_p99_us=measured.fsync_p99_us,
+        loopback_p50_us=measured.loopback_p50_us,
     )
 
 
@@ -118,6 +126,13 @@ def differences(one: Capsule, other: Capsule) -> list[str]:
     """What makes two sessions incomparable, one line each."""
     pairs = ((name, dict(one)[name], dict(other)[name]) for name in SAME)
     return [f"{name}: {a} against {b}" for name, a, b in pairs if a != b]
+
+
+def speeds(folder: Path) -> Speeds:
+    """Measure the machine for two seconds, with ``folder`` as place of the data."""
+    syncs, round_trips = bouts(folder)
+    tail = percentile([each for bout in syncs for each in bout], 99)
+    return Speeds(typical(syncs), tail, typical(round_trips))
 
 
 def typical(measured: Sequence[Sequence[float]]) -> float:
@@ -168,14 +183,18 @@ def round_trips_us() -> list[float]:
 
 
 def _bout(probe: Callable[[int], None], count: int) -> list[float]:
-    """Microseconds that each of ``count`` probes took; fewer when the bout's time is over."""
+    """Microseconds that each of ``count`` probes took; fewer when the bout's time is over.
+
+    By a clock that is finer than microseconds: a round trip takes five of them, and of one more or
+    less a drift of 20 % would be made.
+    """
     times: list[float] = []
-    begun = now = now_us()
-    while len(times) < count and (not times or now - begun < BOUT_US):
+    begun = now = now_ns()
+    while len(times) < count and (not times or now - begun < BOUT_US * 1000):
         start = now
         probe(len(times))
-        now = now_us()
-        times.append(float(now - start))
+        now = now_ns()
+        times.append((now - start) / 1000)
     return times
 
 

@@ -19,6 +19,7 @@ What is counted, and what for:
 - The *watch lag* of an event counts from when its write was sent, over watches that were open by
   then; a watch that catches up shows history. As a second, it counts from the write's answer, and
   is zero where the event was there first. Watchers that read slowly on purpose are left out.
+- The outage of a kill is from the signal until the server, started again, has answered a call.
 - The server's CPU is divided by the operations it completed (a lost one costs, and is none), by the
   calls it answered, and by events delivered.
 
@@ -34,11 +35,13 @@ from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 from bench.clock import MICROSECONDS
-from bench.plan import WRITES, Verb
+from bench.plan import WRITES, Trouble, Verb
 from bench.punctuality import objections, punctuality
 from bench.records import (
     EVENTS,
+    INCIDENTS,
     MESSAGES,
+    NEVER_US,
     OPS,
     SAMPLES,
     WATCHES,
@@ -157,6 +160,7 @@ def figures(records: Records) -> Figures:
         **_percentiles("watcher_lag", _histogram(lags.from_sent[~lags.cached])),
         **punctuality(records, _end_us(records)),
         **_resources(records, operations, calls),
+        **_outages(records),
     }
     nothing = [] if values["operations"] else ["no operation was due after the warm-up"]
     return Figures(
@@ -226,8 +230,9 @@ def _asked(records: Records, rows: Frame) -> _Asked:
     facts, end_us = records.facts, _end_us(records)
     rows = rows.where((rows["due"] >= facts["warm_up_us"]) & (rows["due"] <= end_us))
     due, outcome, done = rows["due"], rows["outcome"], rows["done"]
-    unanswered, unsent = done < 0, rows["sent"] < 0
+    unanswered = done < 0
     conflict = (outcome == Outcome.CONFLICT) & ~unanswered
+    unsent = (rows["sent"] < 0) & ~conflict  # an ADOPT that others were faster at is a conflict
     refused = (outcome == Outcome.REFUSED) & ~unanswered
     refusal = refused & (rows["refusal"] > 0) & (rows["code"] == rows["refusal"])
     refusal |= refused & (rows["verb"] == Verb.READ_AT) & (rows["code"] == COMPACTED)
@@ -379,6 +384,15 @@ def _resources(records: Records, operations: _Asked, calls: _Asked) -> dict[str,
     if wrote:
         values["written_per_write_bytes"] = spent("server_written") / wrote
     return values
+
+
+def _outages(records: Records) -> dict[str, float]:
+    """How long a server that was killed was not there; nothing if it never was."""
+    incidents = records.frame(INCIDENTS)
+    kills = incidents.where(
+        (incidents["trouble"] == Trouble.KILL) & (incidents["until"] < NEVER_US)
+    )
+    return {"kill_outage_max_us": int((kills["until"] - kills["at"]).max())} if len(kills) else {}
 
 
 def _events_received(records: Records, start: int, end: int) -> int:

@@ -12,7 +12,7 @@ A gate file is YAML:
         parameters: {claims: 50}
         ratios: {server_cpu_per_operation_us: 0.6}
 
-A ratio is the first target's median over the second's, on the same machine in the same session; the
+A ratio is the first target's median over the second's, whatever others there are; the
 number is the largest that passes, or the smallest for what is better when higher. A storm without
 ratios is judged for its verdicts alone, and then a machine too busy for honest timings does no
 harm. Everything but ``targets`` and ``storms`` may be left out. Whatever is not known is refused.
@@ -130,7 +130,11 @@ def complaints(bar: Bar, results: Results) -> Iterator[str]:
     for target in results["targets"]:
         if target["state"] in wrong:
             yield f"{name}: {target['name']} is {target['state']}: {'; '.join(target['reasons'])}"
-    found = {row["metric"]: row["ratio"] for row in results["comparisons"]}
+    found = {
+        row["metric"]: row["ratio"]
+        for row in results["comparisons"]
+        if row["against"] == results["targets"][1]["name"]
+    }
     for metric, bound in bar.ratios.items():
         if metric not in found:
             yield f"{name}: {metric} was not measured; there are {', '.join(sorted(found))}"

@@ -1,10 +1,13 @@
 """What several commands have in common: how they refuse, and how servers are named."""
 
 import math
+import shlex
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -26,6 +29,24 @@ EXIT_INCOMPLETE: Final = 3
 EXIT_INVALID: Final = 4
 
 
+class OneLineGroup(click.Group):
+    """Commands whose complaints are one line each, and which a Ctrl-C leaves INCOMPLETE."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as click's own
+        """Run the command that the words name, and exit."""
+        try:
+            code = super().main(*arguments, **options | {"standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.ClickException as error:
+            code = refuse(error.format_message()).exit_code
+        except click.Abort:
+            click.echo("kvstore-bench: interrupted; what has been recorded is kept", err=True)
+            code = EXIT_INCOMPLETE
+        sys.exit(code or 0)
+
+
 class FiniteRange(click.FloatRange):
     """A number within bounds; click's own lets nan pass all of them."""
 
@@ -45,19 +66,19 @@ POSITIVE: Final = FiniteRange(min=0, min_open=True)
 
 
 def exit_code(results: Results) -> int:
-    """What a session's results mean to whoever started it; says so if there is more to it."""
-    states = {target["state"]: target for target in reversed(results["targets"])}
-    if results["session"]["state"] != "COMPLETE" or "INCOMPLETE" in states:
+    """What a session's results mean to whoever started it; the summary has told why.
+
+    A broken promise is one, however the session went on.
+    """
+    states = {target["state"] for target in results["targets"]}
+    incomplete = results["session"]["state"] != "COMPLETE" or "INCOMPLETE" in states
+    if incomplete:
         click.echo("INCOMPLETE: this is what there is", err=True)
-        return EXIT_INCOMPLETE
     if "FAIL" in states:
         return EXIT_FAILED
-    for state in ("INVALID", "NOT JUDGED"):
-        if state in states:
-            found = states[state]
-            click.echo(f"{state}: {found['name']}: {'; '.join(found['reasons'])}", err=True)
-            return EXIT_INVALID
-    return 0
+    if incomplete:
+        return EXIT_INCOMPLETE
+    return EXIT_INVALID if states & {"INVALID", "NOT JUDGED"} else 0
 
 
 def refuse(complaint: object) -> "click.exceptions.Exit":
@@ -90,6 +111,20 @@ def chosen_targets(
         raise TargetError("nothing to measure: --start ours, --start etcd or --target NAME=URL")
     names_differ(targets)
     return [kept_near(target, out) for target in targets]
+
+
+def with_shard(targets: Sequence[Target], stop: str, start: str) -> list[Target]:
+    """The targets with commands that stop and start one shard; raises ``TargetError``."""
+    if bool(stop) != bool(start):
+        raise TargetError("--shard-stop and --shard-start: one is nothing without the other")
+    if stop and (len(targets) > 1 or not targets[0].started):
+        raise TargetError("--shard-stop: for one server alone, and one that is started here")
+    for flag, line in (("--shard-stop", stop), ("--shard-start", start)):
+        try:
+            shlex.split(line)
+        except ValueError as error:
+            raise TargetError(f"{flag} {line}: {error}") from error
+    return [replace(target, shard_stop=stop, shard_start=start) for target in targets]
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:

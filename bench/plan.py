@@ -154,7 +154,9 @@ class Trouble(IntEnum):
     KILL = 1
     """kill -9 of the server, and a start on the same data."""
     PAUSE = 2
-    """SIGSTOP of the server for ``lasts_us``."""
+    """SIGSTOP of the server for ``lasts_us``; in its place SHARD where a target can do that."""
+    SHARD = 3
+    """A part of the server's storage is stopped and started by commands of the user's."""
 
 
 class Disturbance(NamedTuple):

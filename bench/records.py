@@ -1,7 +1,7 @@
 """The raw records of one run: what was sent, what came back, and what the judges read.
 
 Columnar tables, one Parquet file each, written once when a run ends and never changed: verdicts,
-figures and reports are made from them and from ``run.json`` alone.
+figures and reports are made from them and from ``run.json`` alone, which counts their rows.
 Every generator process writes its own files (``ops.0.parquet``, ``ops.1.parquet``); readers take
 all of a table together.
 
@@ -11,13 +11,16 @@ they are negative while the store is being filled. Revisions are etcd's. ``-1`` 
 revision of an object.
 """
 
+import errno
 import json
+import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +29,10 @@ from numpy.typing import NDArray
 
 ROWS_PER_PIECE = 4096
 """Rows that a recorder keeps as tuples before it packs them into columns."""
+
+
+_UNKEPT = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS})
+"""What a disk says that takes no more."""
 
 
 class Outcome(IntEnum):
@@ -75,7 +82,7 @@ class Table:
 OPS = Table(
     "ops",
     (
-        "op",  # unique in the run
+        "op",  # unique in the run; of a replay, shared by the keys that one call wrote
         "connection",  # unique in the run; a reconnection has another
         "actor",  # its index in the plan; -1: an apiserver or watcher on its own account
         "step",  # index in the actor; pages of one LIST and retries share it
@@ -83,13 +90,15 @@ OPS = Table(
         "verb",  # plan.Verb
         "due",  # when it should have been sent: intended start, for an attempt after the first the
         #         answer to the one before
-        "sent",
-        "done",  # -1: never answered, counted as a timeout
+        "sent",  # -1: never
+        "done",  # -1: never answered, counted as a timeout; of an ADOPT that was never sent, since
+        #          every candidate has an owner, a CONFLICT: when that was seen
         "outcome",  # Outcome
         "code",  # gRPC
         "expected",  # revision that a Txn compared with; 0: must be absent; -1: no comparison
         "revision",  # of the answer's header; -1: no answer
-        "found",  # revision of the object that GET or a Txn's else-branch read; 0: absent
+        "found",  # revision of the object that GET or a Txn's else-branch read; 0: absent; of a
+        #           page of LIST: 1 if it said that more follow, 0 if not
         "digest",  # values.digest of what was written, or read by GET and READ_AT
         "lease",  # id that a put carried or that GRANT got; 0: none
         "ttl",  # seconds that GRANT asked for
@@ -167,6 +176,8 @@ SAMPLES = Table(  # of the server's processes and of the generator's, four times
 INCIDENTS = Table(  # plan.Disturbance as they happened
     "incidents", ("at", "until", "trouble"), times=("at", "until")
 )
+NEVER_US = 1 << 60
+"""An incident whose ``until`` is beyond that lasted: the server did not answer any more."""
 TABLES = (OPS, ITEMS, WATCHES, MESSAGES, EVENTS, FINAL, PRELOADED, SAMPLES, INCIDENTS)
 
 
@@ -209,7 +220,8 @@ class Recorder:
         ]
         arrays += [pa.array(values, pa.binary()).dictionary_encode() for values in self._binaries]
         table = pa.table(arrays, names=list(self.table.columns))
-        pq.write_table(table, folder / f"{self.table.name}.{part}.parquet", compression="zstd")
+        file = folder / f"{self.table.name}.{part}.parquet"
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     def _since(self, name: str, values: "array[int]", zero_us: int) -> pa.Array:
         """One column of integers."""
@@ -217,6 +229,35 @@ class Recorder:
             return pa.array([], pa.int64())
         column = np.frombuffer(values, dtype=np.int64)
         return pa.array(column - zero_us if name in self.table.times else column)
+
+
+def write_all(recorders: Iterable[Recorder], folder: Path, part: int, zero_us: int) -> str:
+    """Write each that can be written; gives why one of them could not, or nothing."""
+    why = ""
+    for recorder in recorders:
+        try:
+            recorder.write(folder, part, zero_us)
+        except OSError as error:
+            why = unkept(error)
+    return why
+
+
+def write_facts(folder: Path, facts: "Facts") -> str:
+    """Write ``run.json``, whole or not at all; gives why it could not be written, or nothing."""
+    file = folder / "run.json"
+    try:
+        file.write_text(json.dumps(facts, indent=1))
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        return unkept(error)
+    return ""
+
+
+def unkept(error: OSError) -> str:
+    """In words, what a disk says that takes no more; any other error is raised again."""
+    if error.errno not in _UNKEPT:
+        raise error
+    return os.strerror(error.errno).lower()
 
 
 class Frame:
@@ -315,6 +356,17 @@ class Facts(TypedDict):
     """Of the list that FINAL is, which may have shown nothing; -1: it was never read."""
     reason: str
     """Why the run is INCOMPLETE, one line; empty otherwise, or if the user stopped it."""
+    rows: NotRequired[dict[str, int]]
+    """Of each file of records, so that a cut is noticed; older versions did not count."""
+
+
+def row_counts(folder: Path) -> dict[str, int]:
+    """Of each file of records; of one whose writer ended too early nothing is known."""
+    counts = {}
+    for file in sorted(folder.glob("*.parquet")):
+        with suppress(pa.ArrowInvalid):
+            counts[file.name] = int(pq.read_metadata(file).num_rows)
+    return counts
 
 
 class Records:
@@ -339,7 +391,7 @@ class Records:
 
     def _read(self, table: Table) -> Frame:
         files = sorted(self.folder.glob(f"{table.name}.*.parquet"))
-        sources = [pq.ParquetFile(file) for file in files]
+        sources = [pq.ParquetFile(file, page_checksum_verification=True) for file in files]
         return Frame(
             {name: self._column(sources, name) for name in table.columns},
             {name: self._texts.setdefault(name, []) for name in table.binaries},

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
@@ -28,11 +29,19 @@ import psutil
 from bench.capsule import file_system
 
 START_TIMEOUT = 60.0
+SLOW_SECONDS = 2.0
+"""After this long, a server that is being started is told of."""
+HELP_TIMEOUT = 10.0
+LOG_BYTES_MAX = 1 << 16
+"""How much of its end is looked at."""
+COMPLAINT_CHARACTERS_MAX = 300
 STOP_TIMEOUT = 60.0
 PORTS = (20_000, 32_000)
 """Below those that the system gives to connections unasked."""
 QUOTA_BYTES = 8 << 30
 """The largest that etcd recommends: a storm may write more than its default of 2 GiB."""
+_EXPLAINED = ("usage", "goroutine ")
+"""How the lines begin that come after a complaint and say no more of it."""
 MEMORY = {"tmpfs", "ramfs"}
 """File systems on which a sync does nothing."""
 
@@ -54,6 +63,10 @@ class Target:
     near: Path | None = None
     """Its data are put into this folder, or on the file system that this folder is to be made on;
     None: where temporary files go."""
+    shard_stop: str = ""
+    """A command that stops one of its shards; empty: only the whole server can be stopped."""
+    shard_start: str = ""
+    """One that starts it again, and returns when it is there."""
 
     @property
     def started(self) -> bool:
@@ -104,7 +117,7 @@ def parse_start(text: str, binaries: Binaries) -> Target:
         return Target(name="ours", command=command, durability="fsync per group of commits")
     if text == "etcd":
         program_name = _find("etcd", binaries.etcd, "etcdref36", BUILD_ETCD)
-        template = _ETCDREF if Path(program_name).name.startswith("etcdref") else _ETCD
+        template = _etcd_flags(program_name)
         command = template.format(program=shlex.quote(program_name), quota=QUOTA_BYTES)
         return Target(name="etcd", command=command, durability="fsync per group of commits")
     if text == "kine":
@@ -121,7 +134,8 @@ def parse_start(text: str, binaries: Binaries) -> Target:
             raise TargetError(f"--start {text}: {error}") from error
         return Target(name=_checked(name), command=command)
     raise TargetError(
-        f"--start {text}: ours, etcd, kine, or NAME=COMMAND with {{port}} and {{dir}} in it"
+        f"--start {text}: wanted is ours, etcd, kine,"
+        " or NAME=COMMAND with {port} and {dir} in it"
     )
 
 
@@ -141,6 +155,24 @@ def _find(name: str, given: str | None, built: str, build: str) -> str:
     )
 
 
+def _etcd_flags(program: str) -> str:
+    """The flags to start an etcd with: those of the reference if its help tells of them, whatever
+    its file is called; else etcd's own.
+    """
+    try:
+        asked = subprocess.run(  # noqa: S603 - the user's own program
+            [program, "--help"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=HELP_TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return _ETCD
+    return _ETCDREF if b" -listen " in asked.stdout else _ETCD
+
+
 def parse_target(text: str) -> Target:
     """``NAME=URL`` of a server that runs; raises ``TargetError``."""
     name, equals, url = text.partition("=")
@@ -150,7 +182,7 @@ def parse_target(text: str) -> Target:
     except ValueError as error:
         raise TargetError(f"--target {text}: {error}") from error
     if not equals or not host or not port or parts.scheme not in ("", "http"):
-        raise TargetError(f"--target {text}: NAME=http://HOST:PORT")
+        raise TargetError(f"--target {text}: NAME=http://HOST:PORT is wanted")
     return Target(name=_checked(name), host=host, port=port)
 
 
@@ -216,9 +248,9 @@ class Running:
             raise TargetError(f"{self.target.name}: {complaint}") from error
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.stop()
+            self.stop(STOP_TIMEOUT if kind is None else 0.0)
         finally:
             self._folder.cleanup()
 
@@ -234,9 +266,28 @@ class Running:
         """Has it not ended by itself?"""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def end(self) -> str:
+        """How one that is not ``alive`` ended: with which code, or by which signal."""
+        assert self._process is not None
+        code = self._process.returncode
+        if code:
+            return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        return (
+            f"ended with code 0, as no server does: is {self.command[0]} one that stays in the"
+            " foreground? (--start NAME=COMMAND starts any program with any flags)"
+        )
+
     def log_tail(self) -> str:
-        """The last lines that it wrote."""
-        return self._log.read_text(errors="replace")[-1000:].strip()
+        """The line that says most of why it ended: its last one, or what stands before the help
+        or the stack that it ended with. Empty: it wrote nothing.
+        """
+        written = self._log.read_bytes()[-LOG_BYTES_MAX:].decode(errors="replace")
+        lines = [line.strip() for line in written.splitlines() if line.strip()]
+        for before, line in pairwise(lines):
+            if line.lower().startswith(_EXPLAINED):
+                return before[:COMPLAINT_CHARACTERS_MAX]
+        return lines[-1][:COMPLAINT_CHARACTERS_MAX] if lines else ""
 
     def kill(self) -> None:
         """SIGKILL for all its processes."""
@@ -256,8 +307,8 @@ class Running:
         if self._process is not None and self.alive:
             os.killpg(self._process.pid, signal.SIGCONT)
 
-    def stop(self) -> None:
-        """End it in order, by force if that takes too long."""
+    def stop(self, seconds: float) -> None:
+        """End it in order, by force if that takes longer."""
         process = self._process
         if process is None:
             return
@@ -265,7 +316,7 @@ class Running:
             os.killpg(process.pid, signal.SIGTERM)
             os.killpg(process.pid, signal.SIGCONT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_TIMEOUT)
+                process.wait(seconds)
         with suppress(ProcessLookupError):  # nobody is left
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,7 +1,9 @@
 """One call at a time, awaited: for what happens before and after the load."""
 
 import asyncio
+import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from bench.client import requests
 from bench.client.connection import Connection
@@ -25,6 +27,14 @@ class AskError(Exception):
         self.text = text
 
 
+def reason(error: OSError) -> str:
+    """What went wrong, in the system's words alone: ``connection refused``."""
+    if error.errno is None:
+        return str(error) or "no answer"
+    known = os.strerror(error.errno) if error.errno > 0 else error.strerror or str(error)
+    return known[:1].lower() + known[1:]
+
+
 class _Ending:
     """A ``Sink`` that tells how a stream ended."""
 
@@ -46,7 +56,12 @@ class Asking:
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._usable = asyncio.Event()
-        self._connection = Connection(f"{host}:{port}", self._usable.set, self._usable.set)
+        self._lost = asyncio.Event()
+        self._connection = Connection(f"{host}:{port}", self._usable.set, self._gone)
+
+    def _gone(self) -> None:
+        self._usable.set()
+        self._lost.set()
 
     async def connect(self) -> None:
         """Raises ``AskError``: nobody listens, or who listens does not speak HTTP/2."""
@@ -57,13 +72,22 @@ class Asking:
                 await loop.create_connection(lambda: self._connection, host, port)
                 await self._usable.wait()
         except (OSError, TimeoutError) as error:
-            raise AskError(-1, f"cannot be reached: {str(error) or 'no answer'}") from error
+            raise AskError(-1, f"cannot be reached: {reason(error)}") from error
         if not self._connection.usable:
             raise AskError(-1, "does not speak HTTP/2")
 
     def close(self) -> None:
         """End the connection."""
         self._connection.close()
+
+    async def leave(self) -> None:
+        """End the connection, and wait until it has ended: closing it alone takes effect when the
+        loop runs again, and a server that is stopped first waits for it.
+        """
+        self.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIMEOUT):
+                await self._lost.wait()
 
     async def call(self, path: bytes, message: bytes) -> bytes:
         """The answer; raises ``AskError``."""

@@ -8,7 +8,10 @@ bytes. Flow control is kept in both directions. A request that its stream's wind
 waits alone, and those that the connection's window does not take wait in order, as in grpc-go; so
 do calls above the number of streams that the server allows.
 ``received_us`` is read once per piece of input: the time of everything in it.
-After a server's goodbye no call is begun, and those that it has accepted are finished.
+After a server's goodbye no call is begun, and those that it has accepted are finished, as in
+grpc-go. Watches end with the last of them, so that whoever keeps one connection at a time gets the
+next; on a connection that *lingers* they go on until the server ends them, as in grpc-go too: its
+owner makes another as soon as this one is not ``usable``.
 
 A connection is made, used and lost once; whoever wants another makes another.
 """
@@ -45,8 +48,10 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[], None],
         *,
         window_bytes: int = WINDOW_BYTES,
+        lingers: bool = False,
     ) -> None:
         self._authority = authority.encode()
+        self._lingers = lingers
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._window_bytes = window_bytes
@@ -436,8 +441,9 @@ class Connection(asyncio.Protocol):
             self._end(exchange, grpc.UNAVAILABLE, "the server goes away")
 
     def _close_if_idle(self) -> None:
-        """End a connection on which no call is left; watches go on elsewhere."""
-        if self._writer is not None and not any(e.deadline_us for e in self._exchanges.values()):
+        """End a connection on which no call is left, or nothing if it lingers."""
+        left = any(self._lingers or e.deadline_us for e in self._exchanges.values())
+        if self._writer is not None and not left:
             self._writer.close()
 
     def _settings(self, values: dict[int, int]) -> None:

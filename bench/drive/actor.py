@@ -7,7 +7,8 @@
 A conflict is answered by what the Txn's else-branch read, and tried again with that. After an
 outcome that is unknown the step is over (what was sent may be done) and the next one waits for
 ``BACKOFF_US``, as a controller's queue makes it wait. A step that was due and of which nothing was
-sent is recorded too: as never sent, never answered.
+sent is recorded too: as never sent, never answered. An ADOPT whose candidates all have owners is
+lost to them, and recorded as a conflict that was never sent.
 """
 
 from functools import partial
@@ -288,7 +289,19 @@ class Acting:
             self._candidate += 1
         if self._missed:
             self._omit(self._index, self._due_us, "a candidate was never seen")
+        else:
+            self._forgo(step)
         self._next(now_us())
+
+    def _forgo(self, step: Step) -> None:
+        """Record an ADOPT that others were faster at, over now: no candidate is without owner."""
+        site = self._apiserver.site
+        site.recorders["ops"].add(
+            *(next(site.operations), -1, self.number, self._index, self._attempt, step.verb),
+            *(self._due_us, site.zero_us - 1, now_us(), Outcome.CONFLICT, 0),
+            *(-1, -1, -1, -1, 0, 0, -1, 0, step.refusal),
+            *(step.role.encode(), step.candidates[0], b"every candidate has an owner"),
+        )
 
     def _read(self, step: Step) -> None:
         """GET, COUNT, READ_AT, STATUS."""

@@ -146,7 +146,7 @@ class Listing:
             code,
             -1,
             answer.header.revision if answer is not None else -1,
-            -1,
+            int(answer.more) if answer is not None else -1,
             -1,
             0,
             0,

@@ -133,6 +133,11 @@ class Line:
         found = self._connection
         return found if found is not None and found.usable else None
 
+    @property
+    def wanted(self) -> bool:
+        """Is it to be connected?"""
+        return self._group is not None and not self._over
+
     def up(self, group: asyncio.TaskGroup) -> None:
         """Connect, now and after each loss."""
         self._group = group

@@ -3,16 +3,16 @@
 It is told what to do by lines of JSON on its standard input and answers in kind:
 
     -> {"do": "prepare"}            connect; write the objects that exist beforehand
+    <- {"said": "progress", ...}    twice a second from now on
     <- {"said": "prepared"}
     -> {"do": "watch"}              fill the caches, begin all watches
     <- {"said": "ready"}
     -> {"do": "load", "zero_us": n} begin the plan at that time
-    <- {"said": "progress", ...}    twice a second
     <- {"said": "loaded"}           no step is left
     -> {"do": "drain", "revision": n}  see that every watch has come so far
     <- {"said": "drained"}
     -> {"do": "finish"}             write the records; the process ends
-    <- {"said": "finished", ...}
+    <- {"said": "finished", ...}    what of them could not be written, if anything
 
 ``stop`` ends what is under way and the load, and ``finish`` whatever comes before it; what there is
 by then is recorded.
@@ -57,6 +57,8 @@ PROGRESS_US = 200_000
 READY_TIMEOUT = 60.0
 DRAIN_TIMEOUT = 15.0
 """Seconds to wait for lag to drain; whether it did in time is the judge's business."""
+DRAIN_STOPPED = 5.0
+"""Likewise if the user has ended the run: no longer than the judge allows."""
 GRACE = 15.0
 """Seconds after the plan's end in which what has begun may finish, beside a call's timeout."""
 
@@ -123,6 +125,7 @@ class Worker:
             for n, actor in enumerate(self.plan.actors)
             if actor.apiserver in self._apiservers
         ]
+        self._stopped = False
         self._preload: Preload | None = None
         self._watchers = [
             self._watcher(watcher)
@@ -143,11 +146,21 @@ class Worker:
     @property
     def _lines(self) -> list[Line]:
         lines = [line for apiserver in self._apiservers.values() for line in apiserver.lines()]
-        return lines + [watching.line for watching in self._watchers]
+        lines += [watching.line for watching in self._watchers]
+        if self._preload is not None and self._preload.line.wanted:
+            lines.append(self._preload.line)
+        return lines
+
+    @property
+    def _connected(self) -> bool:
+        """Is there a connection, or nobody who wants one yet?"""
+        wanted = [line for line in self._lines if line.wanted]
+        return not wanted or any(line.connection is not None for line in wanted)
 
     async def prepare(self, group: asyncio.TaskGroup) -> None:
         """Write this process's share of the objects that exist beforehand."""
         self._sweep()
+        self._report()
         objects = self.plan.preload[self._part :: self._parts]
         if objects and not self.site.over:
             self._preload = Preload(self.site, objects)
@@ -155,6 +168,7 @@ class Worker:
 
     def stop(self) -> None:
         """Begin nothing more, whatever is under way."""
+        self._stopped = True
         self.site.over = True
         if self._preload is not None:
             self._preload.give_up()
@@ -185,7 +199,6 @@ class Worker:
                 site.ticker.at(zero_us + trouble.at_us, self._dropper(trouble))
         if self.plan.progress_requests_us:
             self._ask_progress()
-        self._report()
         end_us = zero_us + self.plan.duration_us
         await self._until(lambda: now_us() >= end_us or site.over, 1e9)
         await self._until(self._is_done, GRACE + site.timeout_us / 1e6)
@@ -226,6 +239,7 @@ class Worker:
             said="progress",
             operations=len(self.site.recorders["ops"]),
             events=len(self.site.recorders["events"]),
+            connected=self._connected,
         )
         if not self.site.stopping:
             self.site.ticker.at(now_us() + SAY_US, self._report)
@@ -233,20 +247,21 @@ class Worker:
     def _sweep(self) -> None:
         """End calls whose time is up."""
         now = now_us()
-        filling = [self._preload.line] if self._preload is not None else []
-        for line in self._lines + filling:
+        for line in self._lines:
             line.expire(now)
         if not self.site.stopping:
             self.site.ticker.at(now + SWEEP_US, self._sweep)
 
     async def drain(self, revision: int) -> None:
         """Wait until every watch is there, and has come to ``revision`` if it is read at once."""
+        enough_us = now_us() + int(DRAIN_STOPPED * 1e6)
         waiting = [w for w in self._watchings if not w.watcher.events_per_second]
 
         def drained() -> bool:
             here = all(watching.created for watching in self._watchings)
             come = all(watching.seen >= revision for watching in waiting)
-            return self.site.stopping or (here and come)
+            enough = self._stopped and now_us() >= enough_us
+            return self.site.stopping or enough or (here and come)
 
         def ask() -> None:
             for watching in waiting:
@@ -258,8 +273,8 @@ class Worker:
         ask()
         await self._until(drained, DRAIN_TIMEOUT)
 
-    def finish(self) -> None:
-        """Close everything and write the records."""
+    def finish(self) -> str:
+        """Close everything and write the records; gives why some could not be, or nothing."""
         site = self.site
         site.stopping = True
         site.over = True
@@ -271,8 +286,7 @@ class Worker:
         for acting in self._acting:
             acting.leave()
         site.ticker.stop()
-        for recorder in site.recorders.values():
-            recorder.write(self._folder, self._part, site.zero_us)
+        return records.write_all(site.recorders.values(), self._folder, self._part, site.zero_us)
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
         """Wait for a condition; return when it holds or the time is up."""
@@ -289,8 +303,8 @@ class Worker:
         await over.wait()
 
 
-async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., None]) -> None:
-    """Do as told until ``finish``."""
+async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., None]) -> str:
+    """Do as told until ``finish``; gives why records could not be written, or nothing."""
     orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=100)
 
     async def listen() -> None:
@@ -323,8 +337,9 @@ async def _serve(worker: Worker, read: asyncio.StreamReader, say: Callable[..., 
                     say(said="drained")
                 case "finish":
                     break
-        worker.finish()
+        why = worker.finish()
         listening.cancel()
+    return why
 
 
 async def _main(folder: Path, part: int) -> None:
@@ -341,8 +356,8 @@ async def _main(folder: Path, part: int) -> None:
     _go_first()
     gc.collect()
     gc.disable()
-    await _serve(worker, read, say)
-    say(said="finished", connections_failed=worker.site.connections_failed)
+    why = await _serve(worker, read, say)
+    say(said="finished", connections_failed=worker.site.connections_failed, unkept=why)
 
 
 def _go_first() -> None:

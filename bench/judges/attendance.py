@@ -22,9 +22,9 @@ def everyone(case: Case) -> Verdict:
     And if something was written where they watch, some watch has shown something. After trouble
     made on purpose everyone has five seconds to come back.
     """
-    findings = Findings("Everyone is watching", timed=True)
-    facts = case.facts
-    if not facts["resources"] or facts["state"] != "COMPLETE" or facts["final_revision"] < 0:
+    lacking = _untold(case)
+    findings = Findings("Everyone is watching", lacking, timed=True)
+    if lacking:
         return findings.verdict()
     created = np.zeros(len(case.watches), dtype=np.bool_)
     created[case.message_watch[case.messages["kind"] == MessageKind.CREATED]] = True
@@ -41,6 +41,16 @@ def everyone(case: Case) -> Verdict:
             lambda _: f"no watch has shown anything, not even of the {case.call(int(written[0]))}",
         )
     return findings.verdict()
+
+
+def _untold(case: Case) -> str:
+    """Why nobody can be said to be absent; empty: everybody can."""
+    facts = case.facts
+    if not facts["resources"]:
+        return "a trace's clients end watches as they like"
+    if facts["state"] != "COMPLETE":
+        return "the run was cut short"
+    return "the final list was not read" if facts["final_revision"] < 0 else ""
 
 
 def _clients(case: Case) -> dict[str, int]:

@@ -243,6 +243,12 @@ class Case:
         """The revision to which the store had certainly been compacted before each time."""
         return latest(*self.compacted, times)
 
+    def unwatched(self, otherwise: str) -> str:
+        """What a judge of watches lacked, if there was no watch or none showed an event."""
+        if not len(self.watches):
+            return "nothing was watched"
+        return otherwise if len(self.events) else "no watch showed an event"
+
     @cached_property
     def incidents(self) -> list[tuple[int, int, Trouble]]:
         """(from, until, what) of troubles that were made on purpose."""

@@ -14,7 +14,7 @@ def prev_kv(case: Case) -> Verdict:
     It is missing only at a creation, or when that revision may have been compacted by then; who
     did not ask for it does not get it.
     """
-    findings = Findings("PrevKV")
+    findings = Findings("PrevKV", case.unwatched("no watch asked for prev_kv"))
     history, events = case.history, case.events
     asked = case.watches["prev_kv"][case.watch] != 0
     carried = events["prev_mod"] >= 0
@@ -80,7 +80,7 @@ def _difference(case: Case, row: int) -> str:
 
 def is_create(case: Case) -> Verdict:
     """A put is shown as a creation (create and mod revision equal) if the key did not exist."""
-    findings = Findings("IsCreate")
+    findings = Findings("IsCreate", case.unwatched("no put of a known past was shown"))
     history, events = case.history, case.events
     put = events["type"] == EventType.PUT
     sure = put & history.certain[case.change]
@@ -97,7 +97,7 @@ def is_create(case: Case) -> Verdict:
 
 def version_arithmetic(case: Case) -> Verdict:
     """A creation has version 1, each update one more and the same create revision."""
-    findings = Findings("Version arithmetic")
+    findings = Findings("Version arithmetic", case.unwatched("no put of a known past was shown"))
     history, events = case.history, case.events
     put = events["type"] == EventType.PUT
     version = history.version[case.change]

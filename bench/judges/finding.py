@@ -16,10 +16,14 @@ Mask = NDArray[np.bool_]
 
 
 class Findings:
-    """One judge's; ``verdict`` ends it."""
+    """One judge's; ``verdict`` ends it.
 
-    def __init__(self, judge: str, *, timed: bool = False) -> None:
+    ``lacking`` says what there was none of if it looks at nothing.
+    """
+
+    def __init__(self, judge: str, lacking: str, *, timed: bool = False) -> None:
         self._judge = judge
+        self._lacking = lacking
         self._timed = timed
         self._checked = 0
         self._violations = 0
@@ -36,5 +40,11 @@ class Findings:
 
     def verdict(self) -> Verdict:
         """All in all."""
-        evidence = tuple(self._evidence)
-        return Verdict(self._judge, self._checked, self._violations, evidence, self._timed)
+        return Verdict(
+            judge=self._judge,
+            checked=self._checked,
+            violations=self._violations,
+            evidence=tuple(self._evidence),
+            timed=self._timed,
+            lacking="" if self._checked else self._lacking,
+        )

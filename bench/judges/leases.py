@@ -62,7 +62,7 @@ def ttl_window(case: Case) -> Verdict:
 
     A key that was put again with another lease, or with none, stays.
     """
-    findings = Findings("TTL window")
+    findings = Findings("TTL window", _unleased(case, "no key was deleted by its lease"))
     history = case.history
     grants = _Grants(case)
     ended = _ended(case)
@@ -87,6 +87,11 @@ def ttl_window(case: Case) -> Verdict:
         ),
     )
     return findings.verdict()
+
+
+def _unleased(case: Case, otherwise: str) -> str:
+    """What there was none of: of leases, or of that."""
+    return otherwise if (case.ops["verb"] == Verb.GRANT).any() else "no lease was asked for"
 
 
 def _ended(case: Case) -> Mask:
@@ -118,7 +123,8 @@ def _early(case: Case, findings: Findings, grants: _Grants, ended: Mask) -> None
 
 def ttl_overdue(case: Case) -> Verdict:
     """A key with a lease is gone within five seconds after the lease's end."""
-    findings = Findings("TTL overdue", timed=True)
+    lacking = _unleased(case, "no key was put with a lease that nobody keeps alive")
+    findings = Findings("TTL overdue", lacking, timed=True)
     history, ops = case.history, case.ops
     grants = _Grants(case)
     leased = np.flatnonzero(grants.known)

@@ -25,7 +25,7 @@ def attributable(case: Case) -> Verdict:
     is never seen. What the plan says must be refused is
     refused, with its code; what is within the rules is not called invalid.
     """
-    findings = Findings("Errors attributable")
+    findings = Findings("Errors attributable", "nothing was sent and nothing was seen")
     history = case.history
     orphan = (history.op < 0) & ~history.preloaded
     orphan[_unknown(case, orphan)] = False

@@ -9,16 +9,18 @@ from bench.plan import Verb
 from bench.records import FINAL, ITEMS, EventType, Frame, Outcome
 from bench.values import digest
 from bench.verdicts import Verdict
+from bench.wording import counted
 
 
 def snapshot(case: Case) -> Verdict:
     """A read is the store at one revision: the one asked for, or that of its answer.
 
-    Objects are those of that revision with everything that belongs to them; a page leaves none out
-    and its count is that of the keys from its start on; an else-branch reads what stood at the
+    Objects are those of that revision with everything that belongs to them; a page leaves none out,
+    its count is that of the keys from its start on, whatever its limit, and it says that more
+    follows exactly if some of them are behind its last; an else-branch reads what stood at the
     Txn's revision; a compacted revision is refused.
     """
-    findings = Findings("Snapshot")
+    findings = Findings("Snapshot", "nothing was read")
     ops = case.ops
     reads = np.isin(ops["verb"], (Verb.GET, Verb.READ_AT, Verb.LIST, Verb.COUNT))
     ok = reads & (ops["outcome"] == Outcome.OK)
@@ -166,6 +168,8 @@ def _lists(case: Case, findings: Findings, chosen: Mask, revision: Column) -> No
         live, doubtful = replay.live(first, end, at)
         listed = shown.of(row) if ops["verb"][row] == Verb.LIST else None
         text = _page(case, live, doubtful, listed, int(ops["count"][row]))
+        if listed is not None and not text:
+            text = _more(case, live, doubtful, listed, int(ops["found"][row]))
         if text:
             wrong.append(len(texts))
             texts.append(f"{case.call(row)} at revision {at}{text}")
@@ -190,7 +194,20 @@ def _page(case: Case, live: Column, doubtful: Column, listed: Column | None, cou
                 return f" left out {history.key(int(missing[0]))}"
     if not len(sure) <= count <= len(sure) + len(doubtful):
         most = f" to {len(sure) + len(doubtful)}" if len(doubtful) else ""
-        return f" counted {count} keys from the page's start on; there were {len(sure)}{most}"
+        keys = counted(count, "key")
+        return f" counted {keys} from the page's start on; there were {len(sure)}{most}"
+    return ""
+
+
+def _more(case: Case, live: Column, doubtful: Column, listed: Column, more: int) -> str:
+    """What is wrong with a page's word that more follows (1), or not (0); -1: it is not known."""
+    last = int(listed[-1]) if len(listed) else -1
+    behind = live[live > last]
+    sure = np.setdiff1d(behind, doubtful, assume_unique=True)
+    if more == 0 and len(sure):
+        return f" said that nothing more follows; {case.history.key(int(sure[0]))} did"
+    if more == 1 and not len(behind) and not (doubtful > last).any():
+        return " said that more follows; nothing did"
     return ""
 
 
@@ -260,7 +277,7 @@ def final_state(case: Case) -> Verdict:
 
     It may show nothing, but is not older than what had been told by the end of the load.
     """
-    findings = Findings("Final state")
+    findings = Findings("Final state", "the final list was not read")
     history, final = case.history, case.records.frame(FINAL)
     at = case.facts["final_revision"]
     if at < 0:

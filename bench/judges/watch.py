@@ -24,7 +24,7 @@ def _neighbours(case: Case) -> Mask:
 
 def ordered(case: Case) -> Verdict:
     """Events of one watch are ordered by revision; one never comes after a newer one."""
-    findings = Findings("Ordered")
+    findings = Findings("Ordered", case.unwatched("no watch showed two events"))
     mod = case.events["mod"]
     pairs = _neighbours(case)
     wrong = pairs & (mod[1:] < mod[:-1])
@@ -39,7 +39,7 @@ def ordered(case: Case) -> Verdict:
 
 def unique(case: Case) -> Verdict:
     """No watch shows a change twice."""
-    findings = Findings("Unique")
+    findings = Findings("Unique", case.unwatched(""))
     pairs = _neighbours(case)
     # Only where changes do not rise can one come twice.
     suspects = np.unique(case.watch[1:][pairs & (np.diff(case.change) <= 0)])
@@ -65,7 +65,7 @@ def atomic(case: Case) -> Verdict:
 
     Only what deletes several keys at once (a lease's end) makes several events in one revision.
     """
-    findings = Findings("Atomic")
+    findings = Findings("Atomic", case.unwatched("no revision of several changes was shown"))
     mod, message = case.events["mod"], case.event_message
     pairs = _neighbours(case) & (mod[1:] == mod[:-1]) & (case.change[1:] != case.change[:-1])
     # A message that says "fragment" goes on in the next: they count as one.
@@ -87,7 +87,7 @@ def _key(case: Case, row: int) -> str:
 
 def reliable(case: Case) -> Verdict:
     """Between the first and the last revision that a watch shows, no change is missing."""
-    findings = Findings("Reliable")
+    findings = Findings("Reliable", case.unwatched("no watch had a known start"))
     for owed in case.owed:
         if owed.rows.start == owed.rows.stop:
             continue
@@ -112,7 +112,7 @@ def resumable(case: Case) -> Verdict:
     If that revision has been compacted, the watch is canceled and told so; it never stays silent.
     It is told so for no other reason.
     """
-    findings = Findings("Resumable")
+    findings = Findings("Resumable", case.unwatched("no watch had a known start"))
     old = case.compacted_before(case.watches["opened"])
     _canceled(case, findings)
     for owed in case.owed:
@@ -168,7 +168,7 @@ def _refused(case: Case, findings: Findings, owed: Owed, compacted: int) -> None
 
 def bookmarkable(case: Case) -> Verdict:
     """Progress at revision R comes after every event up to R."""
-    findings = Findings("Bookmarkable")
+    findings = Findings("Bookmarkable", _no_progress(case))
     messages = case.messages
     for owed in case.owed:
         first, end = case.message_bounds[owed.watch], case.message_bounds[owed.watch + 1]
@@ -201,6 +201,10 @@ def bookmarkable(case: Case) -> Verdict:
     return findings.verdict()
 
 
+def _no_progress(case: Case) -> str:
+    return "no watch told of progress" if len(case.watches) else "nothing was watched"
+
+
 def _came(case: Case, owed: Owed, never: int) -> Column:
     """Row of the message that brought each change."""
     if not len(case.event_message):
@@ -210,7 +214,7 @@ def _came(case: Case, owed: Owed, never: int) -> Column:
 
 def filtered(case: Case) -> Verdict:
     """A watch shows keys of its range only, and no kind of event that it does not want."""
-    findings = Findings("Filter")
+    findings = Findings("Filter", case.unwatched(""))
     rank = case.history.rank[case.change]
     watch, watches, kind = case.watch, case.watches, case.events["type"]
     outside = (rank < case.first_rank[watch]) | (rank >= case.end_rank[watch])
@@ -228,7 +232,8 @@ def filtered(case: Case) -> Verdict:
 
 def lag_drains(case: Case) -> Verdict:
     """Five seconds after the load every watch that is read at full speed has shown everything."""
-    findings = Findings("Lag drains", timed=True)
+    lacking = case.unwatched("no watch was open at the end that was owed anything")
+    findings = Findings("Lag drains", lacking, timed=True)
     load_end, finished = case.facts["load_end_us"], case.facts["finished_us"]
     known = case.known_us
     for owed in case.owed:

@@ -16,7 +16,7 @@ def cas_chains(case: Case) -> Verdict:
 
     And a comparison that failed had a reason: the key was at another revision.
     """
-    findings = Findings("CAS chains")
+    findings = Findings("CAS chains", "no write compared a revision")
     history, ops = case.history, case.ops
     rows = np.flatnonzero((history.change_of_op >= 0) & (ops["expected"] >= 0))
     change, expected = history.change_of_op[rows], ops["expected"][rows]
@@ -62,7 +62,7 @@ def durable(case: Case) -> Verdict:
 
     Whatever was done to the server in between.
     """
-    findings = Findings("Acknowledged writes durable")
+    findings = Findings("Acknowledged writes durable", "no write was acknowledged")
     history = case.history
     acked = np.flatnonzero((history.op >= 0) | history.preloaded)
     rank, mod = history.rank[acked], history.mod[acked]
@@ -116,7 +116,7 @@ def revision(case: Case) -> Verdict:
     call was sent, on whatever connection, and that of a write is above it; no two writes have the
     same; a watch's messages do not go back, nor does a message tell of what is newer than itself.
     """
-    findings = Findings("Revision")
+    findings = Findings("Revision", "no answer told a revision")
     ops = case.ops
     when, highest, order = case.told
     rows = np.flatnonzero(ops["revision"] > 0)
@@ -147,11 +147,13 @@ def _message(case: Case, row: int) -> str:
 
 
 def _shared(case: Case, findings: Findings) -> None:
-    """Several changes in one revision are the deletes of one lease's end."""
+    """Several changes in one revision are one call's, or the deletes of one lease's end."""
     history, ops = case.history, case.ops
-    mod = history.mod
-    written = (history.type == EventType.PUT) | (history.op >= 0)
-    shared = (mod[1:] == mod[:-1]) & (written[1:] | written[:-1])
+    mod, op = history.mod, history.op
+    written = (history.type == EventType.PUT) | (op >= 0)
+    call = np.where(op >= 0, ops["op"][op], -1) if len(ops) else op
+    apart = (call[1:] != call[:-1]) | (op[1:] < 0)
+    shared = (mod[1:] == mod[:-1]) & (written[1:] | written[:-1]) & apart
 
     def tell(row: int) -> str:
         return f"one revision for two: {history.tell(row)}, {history.tell(row + 1)}"

@@ -1,8 +1,8 @@
 """Calls of a replay, from the request that is sent to the rows that records have of its answer."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NamedTuple
 
@@ -13,7 +13,16 @@ from bench.drive.site import NO_CONNECTION, UNKNOWN_CODES
 from bench.plan import Verb
 from bench.records import Outcome, Recorder
 from bench.replay.script import Call, merged
-from bench.replay.shapes import INVALID_ARGUMENT, Result, Shape, prefix_of, result_of, shape_of
+from bench.replay.shapes import (
+    INVALID_ARGUMENT,
+    Result,
+    Shape,
+    effects_of,
+    prefix_of,
+    result_of,
+    shape_of,
+    tell_deleted,
+)
 from bench.replay.translation import Translation
 from bench.values import digest
 from kvstore.pb import rpc_pb2 as pb
@@ -31,19 +40,54 @@ class Page(NamedTuple):
 
 
 FIRST = Page(-1, 0, b"", 0)
+NOBODY = -1
+"""The actor of rows that are no operation."""
+LONG_AGO_US = 0
+"""When rows were due that are no call: before the load, of which figures take no notice."""
+
+
+WITHHELD = "changes members, leader or logins"
+NO_LEASE = "names a lease that there is not"
+EMPTY = "a stream on which nothing was said"
+CUT_OFF = "the replay ended before"
+"""Why a call was not sent; also ``NO_CONNECTION``."""
+UNJUDGED = "calls of which it is not known what they wrote"
 
 
 @dataclass(slots=True)
 class Counts:
     """What a replay has done beside its records."""
 
-    sent: int = 0
-    withheld: Counter[str] = field(default_factory=Counter)
-    """Calls that were not sent, by method."""
+    begun: set[int] = field(default_factory=set)
+    """Recorded calls of which something was sent."""
+    unsent: dict[int, str] = field(default_factory=dict)
+    """Of a call, why something of it was not sent."""
     unjudged: Counter[str] = field(default_factory=Counter)
     """Calls whose writes judges cannot follow, by method."""
     otherwise: Counter[str] = field(default_factory=Counter)
     """Calls that came out otherwise than recorded: refused or not, won or lost. By method."""
+
+    @property
+    def sent(self) -> int:
+        """How many of the recorded calls were sent."""
+        return len(self.begun)
+
+    def not_sent(self, calls: Sequence[Call], *, whole: bool) -> dict[str, Counter[str]]:
+        """Methods of the recorded calls that were not sent, by why; with ``sent`` these are all.
+
+        ``whole``: the replay came to its end, so what nobody gave a reason for has nothing to send.
+        """
+        found: dict[str, Counter[str]] = {}
+        for call in calls:
+            if call.number not in self.begun:
+                why = self.unsent.get(call.number, EMPTY if whole else CUT_OFF)
+                found.setdefault(why, Counter())[call.rpc.name.decode()] += 1
+        return found
+
+
+def named(calls: Mapping[str, int]) -> str:
+    """Calls by method as text: ``2 KV/Txn, 1 Watch/Watch``."""
+    return ", ".join(f"{many:,} {method}" for method, many in calls.items())
 
 
 class Calls:
@@ -72,13 +116,13 @@ class Calls:
         if page is FIRST or not isinstance(request, pb.RangeRequest):
             lost = call.lost() is not None
             self.translation.request(call.connection, request, lost=lost)
+        tell_deleted(request)
         shape = shape_of(request)
         inside = isinstance(request, pb.RangeRequest) and request.key != shape.key
         if shape.verb == Verb.LIST and page is FIRST and inside:
             shape.verb = Verb.OTHER  # a page whose beginning nobody knows
         if shape.unjudged:
             shape.verb = Verb.OTHER
-        self.counts.sent += 1
         return Sending(self, call, request, shape, page, connection, due_us)
 
     def turned(self, sending: "Sending", then: pb.RangeResponse, now: pb.RangeResponse) -> None:
@@ -132,9 +176,20 @@ class Sending:
             if isinstance(now, pb.RangeResponse) and isinstance(then, pb.RangeResponse):
                 self._calls.turned(self, then, now)
         self._compare(code, then, now)
-        if self.shape.unjudged and _wrote(result, now):
+        effects = None if now is None else effects_of(self.request, now)
+        if self.shape.unjudged and effects:
+            self._record_all(result, effects, done_us)
+            return
+        if self.shape.unjudged and (effects is None and _wrote(result, now)):
             self._calls.counts.unjudged[self.call.rpc.name.decode()] += 1
         self._record(result, code, text, done_us)
+
+    def _record_all(self, result: Result, effects: Sequence[Shape], done_us: int) -> None:
+        """A row for each key that was written; figures see the first, which is the call's."""
+        for number, shape in enumerate(effects):
+            self.shape = shape
+            one = replace(result, verb=shape.verb, outcome=Outcome.OK, digest=shape.digest)
+            self._record(replace(one, lease=shape.lease), 0, "", done_us, beside=number > 0)
 
     def _compare(self, code: int, then: Message | None, now: Message | None) -> None:
         """Count what came out otherwise."""
@@ -144,7 +199,10 @@ class Sending:
         if self.call.code != code or won != wins:
             self._calls.counts.otherwise[self.call.rpc.name.decode()] += 1
 
-    def _record(self, result: Result, code: int, text: str, done_us: int) -> None:
+    def _record(
+        self, result: Result, code: int, text: str, done_us: int, *, beside: bool = False
+    ) -> None:
+        """``beside``: it is another row of a call that has one."""
         shape, page = self.shape, self.page
         add = self._calls.recorders["items"].add
         for kv in result.items:
@@ -161,11 +219,11 @@ class Sending:
         self._calls.recorders["ops"].add(
             self._operation,
             self._connection,
-            self.call.number if page is FIRST else page.first,
+            NOBODY if beside else self.call.number if page is FIRST else page.first,
             0,
             page.number,
             result.verb,
-            self._due_us,
+            LONG_AGO_US if beside else self._due_us,
             self._sent_us,
             done_us,
             result.outcome,

@@ -10,7 +10,8 @@ call that gets no answer is over after the timeout, so nothing waits for longer 
 
 What is not sent: calls that change who is a member, who leads, or who may log in. A unary call that
 its client gave up is not given up again; its answer is recorded. A connection is open until the
-end, whenever its client closed it; lost, it is made again for the next act.
+end, whenever its client closed it. When it is lost, or the server has said goodbye on it, the next
+act has a new one; what the server had accepted on the old one it may finish.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from bench.client.connection import Connection
 from bench.clock import MICROSECONDS, now_us, wait_until
 from bench.drive.site import NO_CONNECTION
 from bench.records import Recorder
-from bench.replay.calls import Calls, Counts, Sending
+from bench.replay.calls import NO_LEASE, WITHHELD, Calls, Counts, Sending
 from bench.replay.script import Act, Call, Script
 from bench.replay.trace import Kind
 from bench.replay.translation import Translation
@@ -39,7 +40,9 @@ SLICE_US = 500_000
 CONNECT_TIMEOUT = 5.0
 WATCHES = "watches to cancel"
 LOST = "messages on streams that had ended"
-WITHHELD = frozenset(
+CLOSE_US = MICROSECONDS
+"""That connections have to close when all is over."""
+_WITHHELD = frozenset(
     (
         *(f"Cluster/Member{what}" for what in ("Add", "Remove", "Update", "Promote")),
         *(f"Maintenance/{what}" for what in ("MoveLeader", "Downgrade", "Alarm")),
@@ -50,41 +53,49 @@ WITHHELD = frozenset(
 def is_withheld(call: Call) -> bool:
     """Is it no call for a server under test?"""
     name = call.rpc.name.decode()
-    return name in WITHHELD or name.startswith("Auth/")
+    return name in _WITHHELD or name.startswith("Auth/")
 
 
 class Line:
-    """One connection of the replay."""
+    """One recorded connection: a connection of the replay, and another when that is of no use."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = host, port
-        self.connection: Connection | None = None
+        self._made: list[Connection] = []
+        """Those that are not lost; the last is the one for new calls."""
         self.number = -1
 
     @property
-    def usable(self) -> bool:
-        """Can calls be sent?"""
-        return self.connection is not None and self.connection.usable
+    def connection(self) -> Connection | None:
+        """For calls that begin now; None: there is none."""
+        return self._made[-1] if self._made and self._made[-1].usable else None
 
     async def connect(self, number: int) -> bool:
         """Make the connection; False: it cannot be had."""
         host, port = self._address
         settled = asyncio.Event()
-        connection = Connection(f"{host}:{port}", settled.set, settled.set)
-        self.connection, self.number = connection, number
+        connection = Connection(f"{host}:{port}", settled.set, settled.set, lingers=True)
+        self._made = [*self.open(), connection]
+        self.number = number
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: connection, host, port)
                 await settled.wait()
+        if not connection.usable:
+            connection.close()
         return connection.usable
+
+    def open(self) -> list[Connection]:
+        """Every connection that is not lost."""
+        return [connection for connection in self._made if not connection.lost]
 
 
 class Pieces:
     """The sink of a server's stream, which is one answer in pieces."""
 
-    def __init__(self, player: "Player", line: Line, sending: Sending) -> None:
-        self._player, self._line, self._sending = player, line, sending
+    def __init__(self, player: "Player", connection: Connection, sending: Sending) -> None:
+        self._player, self._connection, self._sending = player, connection, sending
         self._answers: list[bytes] = []
         self.until_us = now_us() + player.timeout_us
         self.stream = -1
@@ -96,33 +107,32 @@ class Pieces:
     def ended(self, code: int, text: str, /) -> None:
         """All of it is there, or not."""
         self._player.pieces.discard(self)
-        self._player.answered(self._line, self._sending, code, self._answers, text)
+        self._player.answered(self._connection, self._sending, code, self._answers, text)
 
     def expire(self, now: int) -> None:
         """Give up when the time is up."""
-        connection = self._line.connection
-        if now >= self.until_us and connection is not None:
-            connection.cancel(self.stream)
+        if now >= self.until_us:
+            self._connection.cancel(self.stream)
 
 
 class Leases:
     """The sink of a stream of keep-alives; answers come in the order of requests."""
 
-    def __init__(self, player: "Player", line: Line) -> None:
-        self._player, self._line = player, line
+    def __init__(self, player: "Player", connection: Connection) -> None:
+        self._player, self._connection = player, connection
         self.sent: list[Sending] = []
         self.over = False
 
     def message(self, message: bytes, received_us: int, /) -> None:
         """The next one is answered."""
         if self.sent:
-            self._player.answered(self._line, self.sent.pop(0), 0, [message], "")
+            self._player.answered(self._connection, self.sent.pop(0), 0, [message], "")
 
     def ended(self, code: int, text: str, /) -> None:
         """What is unanswered stays so."""
         self.over = True
         for sending in self.sent:
-            self._player.answered(self._line, sending, code or grpc.CANCELLED, [], text)
+            self._player.answered(self._connection, sending, code or grpc.CANCELLED, [], text)
         self.sent.clear()
 
 
@@ -193,20 +203,25 @@ class Player:
                 connection, number = self._streams[call]
                 connection.send(number, message)
 
-    def finish(self) -> None:
-        """Record watches that are open, and close all connections."""
+    async def finish(self) -> None:
+        """Record watches that are open and close all connections; what is unanswered stays so."""
         for stream in self.watches.values():
             stream.finish()
-        for line in self._lines:
-            if line.connection is not None:
-                line.connection.close()
+        reset = self._pending > 0  # a server that does not read would keep us from closing
+        for connection in self._connections():
+            connection.close(reset=reset)
+        end_us = now_us() + CLOSE_US
+        while any(self._connections()) and now_us() < end_us:
+            await wait_until(now_us() + 1000)
+
+    def _connections(self) -> list[Connection]:
+        return [connection for line in self._lines for connection in line.open()]
 
     async def _sweep(self) -> None:
         while True:
             now = now_us()
-            for line in self._lines:
-                if line.connection is not None:
-                    line.connection.expire(now)
+            for connection in self._connections():
+                connection.expire(now)
             for pieces in list(self.pieces):
                 pieces.expire(now)
             await wait_until(now + SWEEP_US)
@@ -240,7 +255,7 @@ class Player:
                 await wait_until(min(due_us, now_us() + SLICE_US))
             if self._stop.is_set():
                 return
-            if not line.usable and not await line.connect(next(self._numbers)):
+            if line.connection is None and not await line.connect(next(self._numbers)):
                 self.connections_failed += 1
             await self._do(line, act, request, ready_us)
 
@@ -270,11 +285,11 @@ class Player:
         call = act.call
         if act.created and call.number in self.watches:
             made = self.watches[call.number].created(act.created - 1)
-            if made is not None and not made.done():
-                await asyncio.wait((made,), timeout=self.timeout_us / MICROSECONDS)
+            if made is not None and not await self._until(made):
+                return
         if is_withheld(call):
             if act.kind == Kind.BEGIN:
-                self.counts.withheld[call.rpc.name.decode()] += 1
+                self.counts.unsent[call.number] = WITHHELD
                 self._mark(call.number)
         elif isinstance(request, pb.WatchRequest):
             self._watch(line, call, request)
@@ -289,31 +304,44 @@ class Player:
             elif act.kind == Kind.CANCEL:
                 connection.cancel(stream)
 
+    async def _until(self, made: "asyncio.Future[int]") -> bool:
+        """Wait for a watch as long as for an answer; False: the replay is to stop."""
+        end_us = now_us() + self.timeout_us
+        while not made.done() and not self._stop.is_set() and (left_us := end_us - now_us()) > 0:
+            await asyncio.wait((made,), timeout=min(left_us, SLICE_US) / MICROSECONDS)
+        return made.done() or not self._stop.is_set()
+
     def _call(self, line: Line, call: Call, request: Message, due_us: int) -> None:
         sending = self._calls.sending(call, request, line.number, due_us)
         self._pending += 1
         connection = line.connection
-        if connection is None or not connection.usable:
-            self.answered(line, sending, grpc.UNAVAILABLE, [], NO_CONNECTION)
-        elif call.rpc.kind is Shape.UNARY:
-            raw = sending.request.SerializeToString()
+        if connection is None:
+            self.counts.unsent[call.number] = NO_CONNECTION
+            self.answered(None, sending, grpc.UNAVAILABLE, [], NO_CONNECTION)
+            return
+        self.counts.begun.add(call.number)
+        raw = sending.request.SerializeToString()
+        if call.rpc.kind is Shape.UNARY:
 
             def answered(code: int, message: bytes, text: str) -> None:
-                self.answered(line, sending, code, [message], text)
+                self.answered(connection, sending, code, [message], text)
 
             connection.call(call.rpc.path, raw, answered, self.timeout_us)
         else:
-            pieces = Pieces(self, line, sending)
+            pieces = Pieces(self, connection, sending)
             self.pieces.add(pieces)
-            raw = sending.request.SerializeToString()
             pieces.stream = connection.open(call.rpc.path, raw, pieces, end=True)
             self._streams[call.number] = connection, pieces.stream
 
     def answered(
-        self, line: Line, sending: Sending, code: int, answers: list[bytes], text: str
+        self,
+        connection: Connection | None,
+        sending: Sending,
+        code: int,
+        answers: list[bytes],
+        text: str,
     ) -> None:
-        """A call is over."""
-        connection = line.connection
+        """A call is over; ``connection`` is where it was sent."""
         done_us = connection.received_us if code == 0 and connection is not None else now_us()
         sending.answered(code, answers, text, done_us)
         self._pending -= 1
@@ -325,27 +353,29 @@ class Player:
         if cancel is not None and not _name(call, stream, cancel):
             self._translation.unmapped[WATCHES] += 1
             return
-        connection = line.connection
-        if connection is None or not connection.usable:
+        if stream is not None and stream.over:
+            self._translation.unmapped[LOST] += 1
             return
-        begin = stream is None
+        connection = line.connection
+        if stream is None and connection is None:
+            self.counts.unsent[call.number] = NO_CONNECTION
+            return
+        begun = stream is not None
         if stream is None:
             stream = WatchStream(
                 line.number, call.connection, self._watch_numbers, self._recorders, self._shown
             )
             self.watches[call.number] = stream
-        if request.HasField("create_request") and not stream.over:
+        if request.HasField("create_request"):
             self._translation.request(call.connection, request.create_request)
             stream.create(request.create_request)
         raw = request.SerializeToString()
-        if begin:
-            number = connection.open(call.rpc.path, raw, stream)
-            self._streams[call.number] = connection, number
-        elif stream.over:
-            self._translation.unmapped[LOST] += 1
-        else:
+        if begun:
             on, number = self._streams[call.number]
             on.send(number, raw)
+        elif connection is not None:
+            self.counts.begun.add(call.number)
+            self._streams[call.number] = connection, connection.open(call.rpc.path, raw, stream)
 
     def _shown(self, key: bytes, revision: int) -> None:
         self._translation.shown(key, revision)
@@ -355,19 +385,22 @@ class Player:
     ) -> None:
         connection = line.connection
         sending = self._calls.sending(call, request, line.number, due_us)
-        if connection is None or not connection.usable or not request.ID:
+        if connection is None or not request.ID:
+            self.counts.unsent[call.number] = NO_LEASE if connection is not None else NO_CONNECTION
             return
+        self.counts.begun.add(call.number)
         self._pending += 1
+        raw = request.SerializeToString()
         leases = self._leases.get(call.number)
         if leases is None or leases.over:
-            leases = self._leases[call.number] = Leases(self, line)
+            leases = self._leases[call.number] = Leases(self, connection)
             leases.sent.append(sending)
-            number = connection.open(call.rpc.path, request.SerializeToString(), leases)
+            number = connection.open(call.rpc.path, raw, leases)
             self._streams[call.number] = connection, number
         else:
             leases.sent.append(sending)
             on, number = self._streams[call.number]
-            on.send(number, request.SerializeToString())
+            on.send(number, raw)
 
 
 def _name(call: Call, stream: WatchStream | None, cancel: pb.WatchCancelRequest) -> bool:

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from bench.client.asking import reason
 from bench.client.connection import Connection
 from bench.clock import now_us, wall_seconds
 from bench.replay.methods import RPCS, Rpc
@@ -178,6 +179,9 @@ class Upstream:
         self._group = group
         self._failed = failed
         self._connection: Connection | None = None
+        """The one for calls that begin now, or on its way to be."""
+        self._leaving: list[Connection] = []
+        """Those to which the upstream has said goodbye; it ends what it has accepted."""
         self._making: asyncio.Task[None] | None = None
         self._waiting: deque[Use] = deque()
         self._greeted = False
@@ -186,23 +190,31 @@ class Upstream:
     def use(self, do: Use) -> None:
         """Call ``do`` with the connection, now or when it is there; in the order of calls."""
         connection = self._connection
+        if connection is not None and self._greeted and not connection.usable:
+            self._leaving.append(connection)
+            self._connection = connection = None
         if connection is not None and connection.usable and not self._waiting:
             do(connection)
         elif self._over or len(self._waiting) >= WAITING_MAX:
             do(None)
         else:
             self._waiting.append(do)
-            if self._connection is None:
+            if connection is None:
                 self._connect()
 
     def close(self) -> None:
         """The client has gone."""
         self._over = True
-        if self._connection is not None:
-            self._connection.close()
+        for connection in (*self._leaving, *filter(None, (self._connection,))):
+            connection.close()
 
     def _connect(self) -> None:
-        connection = Connection(str(self._address), self._usable, self._lost)
+        connection = Connection(
+            str(self._address),
+            self._usable,
+            lambda: self._lost(connection),
+            lingers=True,
+        )
         self._connection = connection
         self._greeted = False
         self._making = self._group.create_task(self._make(connection))
@@ -214,7 +226,7 @@ class Upstream:
         except OSError as error:
             self._connection = None
             self._serve(None)
-            self._failed(f"the upstream {self._address} went away: {error.strerror or error}")
+            self._failed(f"the upstream {self._address} went away: {reason(error)}")
         else:
             if self._over:
                 connection.close()
@@ -227,8 +239,11 @@ class Upstream:
         while self._waiting:
             self._waiting.popleft()(connection)
 
-    def _lost(self) -> None:
-        """The upstream ended the connection: if it is there still, another is made."""
+    def _lost(self, connection: Connection) -> None:
+        """The upstream ended a connection: if it is there still, another is made."""
+        if connection in self._leaving:
+            self._leaving.remove(connection)
+            return
         self._connection = None
         self._serve(None)
         if self._over:

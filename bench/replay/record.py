@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.client import requests
-from bench.client.asking import AskError, Asking
+from bench.client.asking import AskError, Asking, reason
 from bench.clock import now_us, wall_seconds
 from bench.replay.proxy import Address, Book, Proxy
 from bench.replay.scrub import Scrubber
@@ -57,14 +57,16 @@ async def record(
 ) -> Summary:
     """Record until ``stop`` is set; ``ready`` is told where clients may connect.
 
-    Raises ``TraceError``: before anything is written when the upstream is not there or ``listen``
-    or ``out`` cannot be had, and with a complete file when the upstream goes away meanwhile.
+    Raises ``TraceError``: without a file when the upstream is not there, ``listen`` or ``out``
+    cannot be had, nobody made a call, or the file cannot be written to its end; with a complete one
+    when the upstream goes away meanwhile.
+    Cancelled once ``stop`` is set, it cuts off the calls that it waits for, and returns.
     """
     source, place = parse_address(upstream), parse_address(listen)
     try:
         sock = socket.create_server(place)
     except OSError as error:
-        raise TraceError(f"{place} cannot be listened on: {error.strerror or error}") from error
+        raise TraceError(f"--listen {place}: {reason(error)}") from error
     scrubber = Scrubber(secrets.token_bytes(32)) if scrub else None
     zero_us = now_us()
     with sock:
@@ -85,7 +87,11 @@ async def record(
             stopping = group.create_task(_pass_on(stop, ended))
             await ended.wait()
             stopping.cancel()
-            await proxy.end(GRACE)
+            await _end(proxy, stop)
+    if not book.calls:
+        writer.discard()
+        why = "; ".join((*complaints, "no client made a call"))
+        raise TraceError(f"nothing was recorded, and {out} was not written: {why}")
     summary = Summary(
         calls=book.calls,
         connections=book.connections,
@@ -93,10 +99,26 @@ async def record(
         duration_us=now_us() - zero_us,
         error=complaints[0] if complaints else "",
     )
-    writer.close(summary)
+    try:
+        writer.close(summary)
+    except TraceError as error:
+        lines = dict.fromkeys((*complaints[:1], str(error)))
+        raise TraceError(f"{'; '.join(lines)}; nothing is kept") from error
     if complaints:
         raise TraceError(f"{complaints[0]}; {out} holds what was recorded until then")
     return summary
+
+
+async def _end(proxy: Proxy, stop: asyncio.Event) -> None:
+    """Let calls finish; who does not want to wait for them cancels, and keeps the recording."""
+    try:
+        await proxy.end(GRACE)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if not stop.is_set() or task is None:
+            raise
+        task.uncancel()
+        await proxy.end(0.0)
 
 
 async def _pass_on(stop: asyncio.Event, ended: asyncio.Event) -> None:

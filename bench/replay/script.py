@@ -103,20 +103,22 @@ _BY_CLIENTS = (Kind.BEGIN, Kind.UP, Kind.HALF_CLOSE, Kind.CANCEL)
 
 
 def read_script(rows: Iterable[Row]) -> Script:
-    """The script of a trace; raises ``TraceError`` if it cannot be made."""
-    script = Script()
+    """The script of a trace, from its first call on; raises ``TraceError`` if it cannot be made."""
+    script, begun_us = Script(), -1
     answered: dict[int, list[int]] = {}
     for row in rows:
-        script.duration_us = row.at
         if row.kind == Kind.OBJECTS:
             script.objects.extend(pb.RangeResponse.FromString(row.message).kvs)
             continue
+        begun_us = row.at if begun_us < 0 else begun_us  # nobody waits for a client that was late
+        script.duration_us = row.at - begun_us
         call = _call(script, row)
         if row.kind in _BY_CLIENTS:
             if row.kind == Kind.UP or (row.kind == Kind.BEGIN and call.rpc.kind is Shape.UNARY):
                 call.messages.append(row.message)
             after = tuple(answered.pop(row.connection, ()))
-            act = Act(row.at, row.kind, call, row.message, after, len(call.created))
+            at = row.at - begun_us
+            act = Act(at, row.kind, call, row.message, after, len(call.created))
             script.acts.setdefault(row.connection, []).append(act)
         elif row.kind == Kind.DOWN:
             _down(call, row.message)

@@ -3,8 +3,11 @@
 Judges know the shapes that kube-apiserver sends, and what is like them: a Txn that writes one key,
 under one comparison or others; a put or a delete of one key; reads of one key, of all keys with a
 prefix, their count. Everything else is OTHER: sent, timed, not judged, but for its revision.
-A call that writes what judges cannot follow (several keys, a range, the other branch of a Txn) is
-*unjudged*: its events would look like nobody's. A replay with such a call gets no verdicts.
+A call that writes several keys, a range, or in the other branch of a Txn is as many rows of OPS as
+it wrote keys, under one number; what it wrote is known once it is answered, since a range delete is
+made to tell what it deleted (``prev_kv``). What it wrote is not known if there was no answer, if a
+put keeps the value that it found, or if the server does not tell: then it is *unjudged*, as its
+events would look like nobody's. A replay with such a call gets no verdicts.
 
 A page of a list is known by where it starts: right behind the last key of another page. It begins
 there in the replay as well, behind what that page showed *now*.
@@ -17,6 +20,7 @@ from google.protobuf.message import Message
 from bench.client import requests
 from bench.plan import Verb
 from bench.records import Outcome
+from bench.replay.script import branch
 from bench.values import digest
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
@@ -37,7 +41,7 @@ class Shape:
     ttl: int = 0
     at: int = 0
     unjudged: bool = False
-    """It may write what the judges cannot follow."""
+    """What it writes is told by its answer, if at all (``effects_of``)."""
 
 
 @dataclass(slots=True)
@@ -129,6 +133,49 @@ def writes(op: pb.RequestOp) -> bool:
     )
 
 
+def tell_deleted(request: Message) -> None:
+    """Have the answer to a call tell every key that it deletes."""
+    if isinstance(request, pb.DeleteRangeRequest):
+        request.prev_kv = request.prev_kv or bool(request.range_end)
+    elif isinstance(request, pb.TxnRequest):
+        for op in (*request.success, *request.failure):
+            inner = op.WhichOneof("request")
+            if inner is not None:
+                tell_deleted(getattr(op, inner))
+
+
+def effects_of(request: Message, answer: Message) -> list[Shape] | None:
+    """What an answered call has written, key by key; None: the answer does not tell."""
+    if isinstance(request, pb.PutRequest):
+        put = _put(request)
+        return None if put.unjudged else [put]
+    if isinstance(request, pb.DeleteRangeRequest) and isinstance(answer, pb.DeleteRangeResponse):
+        keys = [kv.key for kv in answer.prev_kvs] if request.range_end else [request.key]
+        told = len(keys) == answer.deleted or not (request.range_end or answer.deleted)
+        return [Shape(Verb.DELETE, key) for key in keys[: answer.deleted]] if told else None
+    if isinstance(request, pb.TxnRequest) and isinstance(answer, pb.TxnResponse):
+        return _effects(request, answer)
+    return []
+
+
+def _effects(request: pb.TxnRequest, answer: pb.TxnResponse) -> list[Shape] | None:
+    found: list[Shape] = []
+    for op, part in branch(request, answer):
+        inner = op.WhichOneof("request")
+        if inner is None:
+            continue
+        came = getattr(part, inner.replace("request", "response"))
+        parts = effects_of(getattr(op, inner), came)
+        if parts is None:
+            return None
+        found += parts
+    if answer.succeeded:
+        for shape in found:
+            expected = [_required(c, shape.key) for c in request.compare]
+            shape.expected = max((shape.expected, *expected))
+    return found
+
+
 def _txn(request: pb.TxnRequest) -> Shape:
     then = [op for op in request.success if writes(op)]
     if any(map(writes, request.failure)) or len(then) > 1:
@@ -151,9 +198,11 @@ def _txn(request: pb.TxnRequest) -> Shape:
 
 def _expected(request: pb.TxnRequest, key: bytes) -> int:
     """The revision at which the key must be; 0: absent; -1: the comparison is another."""
-    if len(request.compare) != 1:
-        return -1
-    (compare,) = request.compare
+    return _required(request.compare[0], key) if len(request.compare) == 1 else -1
+
+
+def _required(compare: pb.Compare, key: bytes) -> int:
+    """Likewise, of one comparison."""
     if compare.key != key or compare.range_end or compare.result != pb.Compare.EQUAL:
         return -1
     match compare.target:
@@ -189,6 +238,8 @@ def _read(shape: Shape, answer: pb.RangeResponse, result: Result) -> None:
     result.count = answer.count
     if shape.verb in (Verb.GET, Verb.READ_AT, Verb.LIST):
         result.items = list(answer.kvs)
+    if shape.verb == Verb.LIST:
+        result.found = int(answer.more)
     if shape.verb in (Verb.GET, Verb.READ_AT):
         result.found = answer.kvs[0].mod_revision if answer.kvs else 0
         result.digest = digest(answer.kvs[0].value) if answer.kvs else -1

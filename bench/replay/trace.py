@@ -21,12 +21,15 @@ was asked for only once it is whole.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from bench.client.asking import reason
 
 FORMAT = "kvstore-bench trace"
 VERSION = 1
@@ -35,6 +38,8 @@ GROUP_BYTES_MAX = 4 << 20
 """Of messages held before they are written; writing them holds up the proxy for some ten
 milliseconds, as one row group."""
 _KEY = b"kvstore-bench"
+_MAGIC = b"PAR1"
+"""Both ends of a Parquet file that is whole."""
 
 
 class TraceError(Exception):
@@ -123,16 +128,21 @@ class TraceWriter:
         self._rows: list[Row] = []
         self._bytes = 0
         self._last = 0
+        self._failure = ""
         self.rows = 0
         if path.exists():
             raise TraceError(f"{path} exists, and what was recorded is never overwritten")
         schema = _SCHEMA.with_metadata({_KEY: json.dumps(about).encode()})
         try:
             self._file = pq.ParquetWriter(
-                self._part, schema, compression="zstd", use_dictionary=["path", "text"]
+                self._part,
+                schema,
+                compression="zstd",
+                use_dictionary=["path", "text"],
+                write_page_checksum=True,
             )
         except OSError as error:
-            raise TraceError(f"{path} cannot be written: {error}") from error
+            raise TraceError(f"{path} cannot be written: {reason(error)}") from error
 
     @property
     def held(self) -> tuple[int, int]:
@@ -157,23 +167,45 @@ class TraceWriter:
         try:
             self._file.write_batch(pa.record_batch(arrays, schema=self._file.schema))
         except OSError as error:
-            raise TraceError(f"{self._path} cannot be written: {error}") from error
+            self._failure = f"{self._path} cannot be written: {reason(error)}"
+            raise TraceError(self._failure) from error
 
     def close(self, summary: Summary) -> None:
-        """Write the rest, and give the file its name."""
+        """Write the rest, and give the file its name.
+
+        Nothing is left if that fails, or anything did before: a file of this format that lacks a
+        part or its end cannot be read.
+        """
         try:
-            if self._rows:
-                self._flush()
-            self._file.add_key_value_metadata({_KEY + b" end": json.dumps(summary).encode()})
-            self._file.close()
-            self._part.replace(self._path)
+            self._finish(summary)
+        except TraceError:
+            self.discard()
+            raise
         except OSError as error:
-            raise TraceError(f"{self._path} cannot be written: {error}") from error
+            self.discard()
+            raise TraceError(f"{self._path} cannot be written: {reason(error)}") from error
+
+    def _finish(self, summary: Summary) -> None:
+        if self._failure:
+            raise TraceError(self._failure)
+        if self._rows:
+            self._flush()
+        self._file.add_key_value_metadata({_KEY + b" end": json.dumps(summary).encode()})
+        self._file.close()
+        self._part.replace(self._path)
 
     def discard(self) -> None:
         """There is nothing to keep."""
-        self._file.close()
+        with suppress(OSError):  # nothing of the file is wanted
+            self._file.close()
         self._part.unlink(missing_ok=True)
+
+
+def _instead_of_trace(path: Path) -> str:
+    """What a file is that cannot be read as one."""
+    with path.open("rb") as file:
+        begun = file.read(len(_MAGIC)) == _MAGIC
+    return "a recording that was not finished" if begun else "not a recording of kvstore-bench"
 
 
 class Trace:
@@ -181,9 +213,12 @@ class Trace:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
-            raise TraceError(f"{path} cannot be read: {error}") from error
+            if isinstance(error, OSError) and error.errno:
+                raise TraceError(f"{path} cannot be read: {reason(error)}") from error
+            raise TraceError(f"{path} is {_instead_of_trace(path)}") from error
+        self._path = path
         said: Mapping[bytes, bytes] = self._file.metadata.metadata or {}
         if _KEY not in said:
             raise TraceError(f"{path} is not a recording of kvstore-bench")
@@ -196,7 +231,10 @@ class Trace:
     def __iter__(self) -> Iterator[Row]:
         """All rows, group by group."""
         for group in range(self._file.num_row_groups):
-            table = self._file.read_row_group(group)
+            try:
+                table = self._file.read_row_group(group)
+            except (OSError, pa.ArrowException) as error:
+                raise TraceError(f"{self._path} is damaged in its part {group}") from error
             columns = [table.column(name).to_pylist() for name in Row._fields]
             for at, kind, *rest in zip(*columns, strict=True):
                 yield Row(at, Kind(kind), *rest)

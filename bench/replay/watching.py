@@ -4,11 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
+from google.protobuf.message import DecodeError
+
 from bench.client.heard import DELETE, event_row, kind_of, message_row
 from bench.clock import now_us
 from bench.records import MessageKind, Recorder
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
+from kvstore.transport import grpc
 
 CANCELED = 1
 """gRPC's code; of a watch that has ended while its stream goes on."""
@@ -74,8 +77,14 @@ class WatchStream:
     # What the server sends.
 
     def message(self, message: bytes, received_us: int, /) -> None:
-        """One WatchResponse."""
-        answer = pb.WatchResponse.FromString(message)
+        """One WatchResponse; what is none ends the stream as INTERNAL, as it does another call."""
+        if self.over:
+            return
+        try:
+            answer = pb.WatchResponse.FromString(message)
+        except DecodeError as error:
+            self.ended(grpc.INTERNAL, str(error))
+            return
         if answer.created and self._asked:
             watch = self._asked.popleft()
             self._open[answer.watch_id] = watch

@@ -7,21 +7,30 @@ of what is wrong; ``page``, ``terminal``, ``charts`` and ``compare`` show it and
 from pathlib import Path
 
 from bench.report.charts import draw_picture
+from bench.report.kept import Judging
 from bench.report.page import page
 from bench.report.results import Measures, Results, build, stored, write
 
 PAGE = "report.html"
 
 
-def report(folder: Path, measures: Measures | None = None) -> Results:
+def report(
+    folder: Path, measures: Measures | None = None, judging: Judging | None = None
+) -> Results:
     """Write ``results.json`` and ``report.html`` of the session in ``folder``, from raw records.
 
-    The same records make the same bytes. ``measures`` are the storm's own figures of a run.
+    The same records make the same bytes. ``measures`` are the storm's own figures of a run;
+    ``judging`` judges runs whose verdicts are not stored.
     """
-    results = build(folder, measures)
+    results = build(folder, measures, judging)
+    keep(folder, results)
+    return results
+
+
+def keep(folder: Path, results: Results) -> None:
+    """Write both files; raises ``OSError``."""
     write(folder, results)
     (folder / PAGE).write_text(page(results))
-    return results
 
 
 def picture(folder: Path, path: Path, measures: Measures | None = None) -> None:

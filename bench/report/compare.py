@@ -2,7 +2,9 @@
 
 Ratios inside one session compare servers that took turns on one machine; across sessions nothing
 took turns. So the machines must be the same by their capsules and the plans by their fingerprints,
-or the comparison is refused; whoever insists is told, beside every figure, what differs.
+or the comparison is refused; whoever insists is told, beside every figure, what differs. That goes
+for the speed of the disk and of the loopback, too, which is no less a difference than a kernel's.
+Which versions are compared stands above all of it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.capsule import DRIFT_PERCENT_MAX, differences, drift
+from bench.report.metrics import shown
+from bench.report.page import versions
 from bench.report.results import (
     Comparison,
     Measures,
@@ -33,6 +37,8 @@ class Sessions:
     """Of each target that both have; ``against`` is the same target in the first."""
     remarks: list[str]
     """What differs, and which targets are left out, with the reason."""
+    about: list[str]
+    """Versions, commits and the speed of the machine, of both sessions."""
 
 
 def compare(
@@ -46,7 +52,7 @@ def compare(
     unequal = list(_unequal(one, other))
     if unequal and not force:
         raise UnequalSessionsError(*unequal)
-    remarks = [*unequal, *_unsteady(one, other)]
+    remarks = list(unequal)
     rows: list[Comparison] = []
     others = {target["name"]: target for target in other["targets"]}
     for then in one["targets"]:
@@ -59,14 +65,38 @@ def compare(
         else:
             rows += compared(now, then, other["session"]["seed"])
     remarks += [f"{name} is in the second session only" for name in others]
-    return Sessions(rows, remarks)
+    return Sessions(rows, remarks, list(_about(one, other)))
+
+
+def _about(one: Results, other: Results) -> Iterator[str]:
+    """What whoever compares wants to see first, the same or not."""
+    others = {target["name"]: target for target in other["targets"]}
+    for then in one["targets"]:
+        if now := others.get(then["name"]):
+            yield _sides(then["name"], versions(one, then), versions(other, now))
+    before = (one["session"]["before"], other["session"]["before"])
+    yield _sides("commit", *(capsule["commit"] or "unknown" for capsule in before))
+    yield _sides("fsync", *(shown("_us", capsule["fsync_p50_us"]) for capsule in before))
+    yield _sides("loopback", *(shown("_us", capsule["loopback_p50_us"]) for capsule in before))
+
+
+def _sides(name: str, then: str, now: str) -> str:
+    both = f"{then} in both" if then == now else f"{then} in the first, {now} in the second"
+    return f"{name}: {both}"
 
 
 def _unequal(one: Results, other: Results) -> Iterator[str]:
-    yield from differences(one["session"]["before"], other["session"]["before"])
+    before = (one["session"]["before"], other["session"]["before"])
+    yield from differences(*before)
+    for name, percent in drift(*before).items():
+        if percent > DRIFT_PERCENT_MAX:
+            limit = f"{DRIFT_PERCENT_MAX:.0f} % is allowed"
+            yield f"{name} differs by {percent:.0f} % between the sessions, {limit}"
     prints = [results["session"]["fingerprint"] for results in (one, other)]
     if prints[0] != prints[1]:
         yield f"fingerprint: {prints[0][:12]} against {prints[1][:12]}"
+    elif one["session"]["parameters"] != other["session"]["parameters"]:  # a replay's speed
+        yield f"{one['session']['parameters']} against {other['session']['parameters']}"
     others = {target["name"]: target for target in other["targets"]}
     for then in one["targets"]:
         now = others.get(then["name"])
@@ -77,10 +107,3 @@ def _unequal(one: Results, other: Results) -> Iterator[str]:
         if not same_durability(then, now):
             told = f"{then['durability']} against {now['durability']}"
             yield f"durability of {then['name']}: {told}"
-
-
-def _unsteady(one: Results, other: Results) -> Iterator[str]:
-    """The same machine on another day: no reason to refuse, but to be told."""
-    for name, percent in drift(one["session"]["before"], other["session"]["before"]).items():
-        if percent > DRIFT_PERCENT_MAX:
-            yield f"{name} differs by {percent:.0f} % between the sessions"

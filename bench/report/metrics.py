@@ -50,6 +50,7 @@ METRICS = {
     "server_rss_max_bytes": Metric("server memory, highest"),
     "server_rss_end_bytes": Metric("server memory at the end"),
     "disk_end_bytes": Metric("disk at the end"),
+    "kill_outage_max_us": Metric("unanswered after a kill, longest"),
     "operations": Metric("operations", Better.NEITHER),
     "calls": Metric("calls", Better.NEITHER),
     "send_lag_p50_us": Metric("send lag p50", Better.NEITHER),

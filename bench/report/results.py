@@ -26,26 +26,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
-import numpy as np
-from hdrh.histogram import HdrHistogram
-
-from bench.capsule import DRIFT_PERCENT_MAX, UNEQUAL_PERCENT_MAX, drift, unequal
-from bench.figures import ALL, Figures, Windows, figures, histogram
+from bench.capsule import drift
+from bench.figures import ALL, Figures, figures
 from bench.punctuality import objections
-from bench.records import Facts, Records
+from bench.records import WATCHES, Facts, Records
+from bench.report.doubts import GENERATOR, Doubt, Speed, of_generator, speeds, unsteady
 from bench.report.durability import equally_durable
+from bench.report.incidents import Incident, incidents, without_speed
+from bench.report.kept import Judging, all_there, reading, records_of, verdicts_of
+from bench.report.medians import Course, course, curve, medians
 from bench.report.metrics import SHOWN_OF_CLASSES, Better, in_order, metric, of_classes
 from bench.report.session import (
-    RUN,
     SESSION,
     Session,
     StoredVerdict,
+    UnusableError,
+    read_object,
     read_session,
-    read_verdicts,
     runs,
 )
-from bench.statistics import median, ratio
+from bench.statistics import ratio
 from bench.verdicts import VIOLATIONS_KEPT
+from bench.wording import counted, stated
 
 RESULTS = "results.json"
 WATCHED = "Reliable"
@@ -53,25 +55,23 @@ WATCHED = "Reliable"
 DIGITS = 6
 """Significant ones of every figure."""
 INFINITE = "1e999"
-CURVE_POINTS_PER_DECADE = 16
 
 Measures = Callable[[Records], Mapping[str, float]]
 """A storm's own figures of one run, lower is better."""
 
 
-class MixedRunsError(ValueError):
+class MixedRunsError(UnusableError):
     """The folder's runs do not belong together."""
 
 
 class JudgeSum(StoredVerdict):
-    """One judge's findings in all runs of a target; evidence says of which."""
+    """One judge's findings in all runs of a target; evidence says of which.
+
+    What was lacking is told only if it was in all of them.
+    """
 
     excused: int
     """Violations in time, of runs whose generator was late; they are not among ``violations``."""
-
-
-class DamagedRunError(ValueError):
-    """A run's facts cannot be read; says where."""
 
 
 class Run(TypedDict):
@@ -85,16 +85,11 @@ class Run(TypedDict):
     invalid: list[str]
     connections_failed: int
     errors: dict[str, int]
+    incidents: list[Incident]
+    generator: dict[str, float]
+    """Figures of the generator, which are no server's."""
     values: dict[str, float]
     """Empty where speed is hidden."""
-
-
-class Course(TypedDict):
-    """One figure over the time of the load: the median run, the lowest and the highest."""
-
-    middle: list[float | None]
-    low: list[float | None]
-    high: list[float | None]
 
 
 class Target(TypedDict):
@@ -140,6 +135,12 @@ class Results(TypedDict):
 
     session: Session
     drift_percent: dict[str, float]
+    machine: list[Speed]
+    """Before the runs of each target."""
+    unsteady: list[str]
+    """What speaks against the machine, and so against every target; among their reasons, too."""
+    advice: list[str]
+    """What to do about what is INVALID or NOT JUDGED."""
     targets: list[Target]
     comparisons: list[Comparison]
     not_compared: list[str]
@@ -154,6 +155,9 @@ class _Measured:
     verdicts: list[StoredVerdict] | None
     figures: Figures
     values: dict[str, float]
+    incidents: list[Incident]
+    watched: bool
+    """Was anything to be watched, by the plan or by a client of a trace?"""
 
     @property
     def complete(self) -> bool:
@@ -162,8 +166,8 @@ class _Measured:
     @property
     def judged(self) -> bool:
         looked = {one["judge"] for one in self.verdicts or () if one["checked"]}
-        unwatched = self.complete and self.facts["resources"] and WATCHED not in looked
-        return bool(looked) and not unwatched
+        unseen = self.complete and self.watched and WATCHED not in looked
+        return bool(looked) and not unseen
 
     def excuses(self, found: StoredVerdict) -> bool:
         """May the generator itself have made these violations, being late?"""
@@ -185,20 +189,37 @@ class _Measured:
         return self.judged and not self.figures.invalid
 
 
-def build(folder: Path, measures: Measures | None = None) -> Results:
-    """Results of the session in ``folder``, from its raw records."""
+def build(
+    folder: Path, measures: Measures | None = None, judging: Judging | None = None
+) -> Results:
+    """Results of the session in ``folder``, from its raw records.
+
+    Runs whose verdicts are not stored are judged by ``judging``. Raises ``UnusableError`` if not
+    everything that was written is there.
+    """
     session = read_session(folder)
+    all_there(folder, session)
     changed = drift(session["before"], session["after"]) if session["after"] else {}
     measured = {
-        name: [_measured(path, session, measures) for path in runs(folder, name)]
+        name: [_read(path, session, measures, judging) for path in runs(folder, name)]
         for name in session["targets"]
     }
-    unsteady = list(_unsteady(list(measured.values()), changed))
-    targets = [_target(session, name, measured[name], unsteady) for name in session["targets"]]
+    machine = speeds({name: [run.facts for run in each] for name, each in measured.items()})
+    alone = len(measured) == 1
+    wrong = list(unsteady(machine, changed, alone=alone))
+    targets = [_target(session, name, measured[name], wrong) for name in session["targets"]]
+    doubts = {doubt for one in targets for doubt in _doubts(one, measured[one["name"]])}
+    if any("rows" not in run.facts for each in measured.values() for run in each):
+        doubts.add(Doubt.UNCOUNTED)
+    if wrong and "INVALID" in {one["state"] for one in targets}:
+        doubts.add(Doubt.DRIFTED if alone else Doubt.UNEVEN)
     comparisons, not_compared = _comparisons(targets, session["seed"])
     results = Results(
         session=session,
         drift_percent=changed,
+        machine=machine,
+        unsteady=wrong,
+        advice=[doubt.value for doubt in Doubt if doubt in doubts],
         targets=targets,
         comparisons=comparisons,
         not_compared=not_compared,
@@ -206,28 +227,13 @@ def build(folder: Path, measures: Measures | None = None) -> Results:
     return cast("Results", _rounded(results))
 
 
-def _unsteady(
-    measured: Sequence[Sequence[_Measured]], changed: Mapping[str, float]
-) -> Iterator[str]:
-    """What speaks against the machine: how it treated targets that took turns, or how it changed
-    under a single one.
-    """
-    if len(measured) == 1:
-        for name, percent in changed.items():
-            if percent > DRIFT_PERCENT_MAX:
-                limit = f"{DRIFT_PERCENT_MAX:.0f} % is allowed"
-                yield f"{name} changed by {percent:.0f} % meanwhile, {limit}"
-        return
-    before = {
-        "fsync": [[run.facts["fsync_us"] for run in each] for each in measured],
-        "loopback": [[run.facts["loopback_us"] for run in each] for each in measured],
-    }
-    for name, speeds in before.items():
-        if all(each and min(each) > 0 for each in speeds):
-            percent = unequal(speeds)
-            if percent > UNEQUAL_PERCENT_MAX:
-                limit = f"{UNEQUAL_PERCENT_MAX:.0f} % is allowed"
-                yield f"{name} differed by {percent:.0f} % between the targets' runs, {limit}"
+def _doubts(target: Target, measured: Sequence[_Measured]) -> Iterator[Doubt]:
+    """Why a target has no figures although nothing was found to be wrong with it."""
+    if target["state"] == "NOT JUDGED":
+        yield Doubt.UNSEEN
+    if target["state"] == "INVALID":
+        for run in measured:
+            yield from of_generator(run.values, replayed=not run.facts["resources"])
 
 
 def write(folder: Path, results: Results) -> None:
@@ -238,12 +244,24 @@ def write(folder: Path, results: Results) -> None:
 
 
 def stored(folder: Path, measures: Measures | None = None) -> Results:
-    """Results from raw records, or as they were kept where the records are gone."""
+    """Results from raw records, or as they were kept where the records are gone.
+
+    What was not kept yet when they were is empty.
+    """
     if (folder / SESSION).exists():
         return build(folder, measures)
     if not (folder / RESULTS).exists():
         raise FileNotFoundError(f"{folder}: neither {SESSION} nor {RESULTS} is there")
-    results: Results = json.loads((folder / RESULTS).read_text())
+    later: dict[str, object] = {"machine": [], "unsteady": [], "advice": []}
+    names = Results.__required_keys__ - later.keys()
+    results = cast("Results", later | read_object(folder / RESULTS, names))
+    for target in results["targets"]:
+        for judge in target["judges"]:
+            judge.setdefault("rule", "")
+            judge.setdefault("lacking", "")
+        for run in target["runs"]:
+            run.setdefault("incidents", [])
+            run.setdefault("generator", {})
     return results
 
 
@@ -261,39 +279,36 @@ def _target(
     facts = measured[0].facts if measured else None
     return Target(
         name=name,
-        version=facts["version"] if facts else "",
+        version=", ".join(dict.fromkeys(v for run in measured if (v := run.facts["version"]))),
         command=facts["command"] if facts else "",
         durability=facts["durability"] if facts else "",
         client=facts["client"] if facts else "",
         state=state,
         reasons=reasons,
         judges=_judges(measured),
-        runs=[_run(run, run.values if visible and run.sound else {}) for run in measured],
-        medians=_medians([run.values for run in complete]),
-        curve=_curve([run.figures.latency for run in complete]),
+        runs=[_run(run, is_shown=visible and run.sound) for run in measured],
+        medians=medians([run.values for run in complete]),
+        curve=curve([run.figures.latency for run in complete]),
         window_us=complete[0].figures.windows["width_us"] if complete else 0,
-        course=_course([run.figures.windows for run in complete]),
+        course=course([run.figures.windows for run in complete]),
     )
 
 
-def _records(path: Path) -> Records:
-    file = path / RUN
-    try:
-        facts: object = json.loads(file.read_text())
-    except ValueError as error:
-        raise DamagedRunError(f"{file}: {error}") from error
-    known = facts.keys() if isinstance(facts, dict) else set()
-    missing = sorted(Facts.__required_keys__ - known)
-    if missing:
-        raise DamagedRunError(f"{file}: without {missing[0]}")
-    return Records(path)
+def _read(
+    path: Path, session: Session, measures: Measures | None, judging: Judging | None
+) -> _Measured:
+    with reading(path):
+        return _measured(path, session, measures, judging)
 
 
-def _measured(path: Path, session: Session, measures: Measures | None) -> _Measured:
-    records = _records(path)
+def _measured(
+    path: Path, session: Session, measures: Measures | None, judging: Judging | None
+) -> _Measured:
+    records = records_of(path)
     facts = records.facts
     if facts["fingerprint"] != session["fingerprint"]:
         raise MixedRunsError(f"{path}: a run of another plan than its session's")
+    verdicts = verdicts_of(path, facts, judging)
     made = figures(records)
     values = dict(made.values)
     for kind, one in ((kind, one) for kind, one in made.classes.items() if kind != ALL):
@@ -303,7 +318,14 @@ def _measured(path: Path, session: Session, measures: Measures | None) -> _Measu
         values |= {f"{n}/{kind}": of_class[n] for n in SHOWN_OF_CLASSES if n in of_class}
     if measures is not None:
         values |= measures(records)
-    return _Measured(facts=facts, verdicts=read_verdicts(path), figures=made, values=values)
+    return _Measured(
+        facts=facts,
+        verdicts=verdicts,
+        figures=made,
+        values=values,
+        incidents=incidents(records),
+        watched=bool(facts["resources"] or len(records.frame(WATCHES))),
+    )
 
 
 def _state(
@@ -319,10 +341,19 @@ def _state(
         for run in complete
         for reason in run.figures.invalid
     ]
-    excused = [f"{_said(run, one)}, in time" for run in measured for one in run.excused]
+    excused = [
+        f"{_said(run, one)}, which is a matter of time, and the generator had none"
+        for run in measured
+        for one in run.excused
+    ]
     if excused or (complete and (complaints or unsteady)):
         return "INVALID", [*unsteady, *complaints, *excused]
-    unseen = [f"run {run.facts['repetition']} was not judged" for run in complete if not run.judged]
+    unseen = [
+        ": ".join(filter(None, (f"run {run.facts['repetition']} was not judged", why)))
+        for run in complete
+        if not run.judged
+        for why in (run.facts["reason"],)
+    ]
     if unseen:
         return "NOT JUDGED", unseen
     if len(complete) < repetitions:
@@ -331,7 +362,7 @@ def _state(
             for run in measured
             if run.facts["reason"]
         ]
-        return "INCOMPLETE", [f"{len(complete)} complete runs of {repetitions}", *ends]
+        return "INCOMPLETE", [f"{counted(len(complete), 'complete run')} of {repetitions}", *ends]
     return "PASS", []
 
 
@@ -340,7 +371,8 @@ def _said(run: _Measured, found: StoredVerdict) -> str:
     return f"run {at}: {found['judge']}: {found['violations']} of {found['checked']}"
 
 
-def _run(measured: _Measured, values: dict[str, float]) -> Run:
+def _run(measured: _Measured, *, is_shown: bool) -> Run:
+    troubles, values = measured.incidents, measured.values
     return Run(
         repetition=measured.facts["repetition"],
         state=measured.facts["state"],
@@ -349,7 +381,9 @@ def _run(measured: _Measured, values: dict[str, float]) -> Run:
         invalid=measured.figures.invalid,
         connections_failed=measured.facts["connections_failed"],
         errors=measured.figures.errors,
-        values=values,
+        incidents=troubles if is_shown else without_speed(troubles),
+        generator={name: values[name] for name in GENERATOR if name in values},
+        values=values if is_shown else {},
     )
 
 
@@ -364,6 +398,8 @@ def _judges(measured: Sequence[_Measured]) -> list[JudgeSum]:
                 violations=0,
                 evidence=[],
                 timed=one["timed"],
+                rule=one["rule"],
+                lacking="",
                 excused=0,
             )
             total = sums.setdefault(one["judge"], nothing)
@@ -373,47 +409,11 @@ def _judges(measured: Sequence[_Measured]) -> list[JudgeSum]:
             total["evidence"] += [
                 f"run {run.facts['repetition']}: {line}" for line in one["evidence"][: max(0, room)]
             ]
+    for judge, total in sums.items():
+        if not total["checked"]:
+            every = [v for run in measured for v in run.verdicts or () if v["judge"] == judge]
+            total["lacking"] = "; ".join(dict.fromkeys(v["lacking"] for v in every if v["lacking"]))
     return list(sums.values())
-
-
-def _medians(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of figures that every run has."""
-    if not values:
-        return {}
-    names = [name for name in values[0] if all(name in run for run in values)]
-    return {name: median([run[name] for run in values]) for name in names}
-
-
-def _curve(histograms: Sequence[HdrHistogram]) -> list[list[float]]:
-    """Latency at percentiles that come closer and closer to 100, the last of one operation."""
-    together = histogram()
-    for one in histograms:
-        together.add(one)
-    total = together.get_total_count()
-    if not total:
-        return []
-    points = int(np.log10(total) * CURVE_POINTS_PER_DECADE) + 1
-    nines = [n / CURVE_POINTS_PER_DECADE for n in range(points)]
-    percents = [100 * (1 - 10**-n) for n in nines]
-    found = together.get_percentile_to_value_dict(percents)
-    return [[n, found[percent]] for n, percent in zip(nines, percents, strict=True)]
-
-
-def _course(windows: Sequence[Windows]) -> dict[str, Course]:
-    """How each figure went over the time of the load."""
-    names = [name for name in windows[0] if name != "width_us"] if windows else []
-    return {name: _middle([dict(one)[name] for one in windows]) for name in names}
-
-
-def _middle(series: Sequence[object]) -> Course:
-    course = Course(middle=[], low=[], high=[])
-    lists = [one for one in series if isinstance(one, list)]
-    for n in range(max(map(len, lists), default=0)):
-        known = [one[n] for one in lists if n < len(one) and one[n] is not None]
-        course["middle"].append(median(known) if known else None)
-        course["low"].append(min(known, default=None))
-        course["high"].append(max(known, default=None))
-    return course
 
 
 def _comparisons(targets: Sequence[Target], seed: int) -> tuple[list[Comparison], list[str]]:
@@ -425,7 +425,10 @@ def _comparisons(targets: Sequence[Target], seed: int) -> tuple[list[Comparison]
         pair = f"{first['name']} / {other['name']}"
         silent = [t for t in (first, other) if not has_speed(t)]
         if silent:
-            refused += [f"{pair}: {one['name']} is {one['state']}" for one in silent]
+            of: dict[str, list[str]] = {}
+            for one in silent:
+                of.setdefault(one["state"], []).append(one["name"])
+            refused += [f"{pair}: {stated(names, state)}" for state, names in of.items()]
         elif not same_durability(first, other):
             classes = f"{first['durability']!r} against {other['durability']!r}"
             refused.append(f"{pair}: durability differs, {classes}")

@@ -4,8 +4,8 @@ A rate is held if for a minute every verdict passes, nothing fails, and latency 
 below their gates at the 99th percentile. The load is open loop, so beyond its capacity a server
 falls behind and misses them: that is the cliff which is looked for, by doubling and then halving
 the distance until the step is a tenth, or one where a rate is a count.
-A probe in which the generator was late is no proof against the server, and ends the search: what is
-printed is then a lower bound.
+A probe in which the generator was late is no proof against the server, but there is nothing to be
+learnt above it: the search goes on below, and what it finds is a lower bound.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Finding(Enum):
     HOLDS = "holds"
     MISSES = "misses"
     UNKNOWN = "unknown"
-    """The generator, not the server, was late."""
+    """The generator, not the server, was late; or there was nothing to judge by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ class Capacity:
     holds: float
     """The largest that was held; 0: none was."""
     misses: float
-    """The smallest that was not; 0: none was found."""
+    """The smallest that was not, or said nothing of the server; 0: none was found."""
     bounded: bool
-    """The search ended at the generator or at ``SCALE_MAX``: ``holds`` is a lower bound."""
+    """``misses`` is the generator's, or ``SCALE_MAX`` was held: ``holds`` is a lower bound."""
 
 
 def with_rate(storm: Storm[Any], parameters: Any, rate: float) -> Any:  # noqa: ANN401 - its own
@@ -57,20 +57,24 @@ def with_rate(storm: Storm[Any], parameters: Any, rate: float) -> Any:  # noqa: 
 def judge(results: Results, gates: Gates) -> tuple[Finding, str]:
     """What a session of one target and one run says, and why."""
     (target,) = results["targets"]
-    if target["state"] == "INVALID":
-        return Finding.UNKNOWN, "; ".join(target["reasons"])
     if target["state"] != "PASS":
-        return Finding.MISSES, "; ".join(target["reasons"])
+        said_nothing = target["state"] in {"INVALID", "NOT JUDGED"}
+        finding = Finding.UNKNOWN if said_nothing else Finding.MISSES
+        return finding, f"{target['state']}: {'; '.join(target['reasons'])}"
     figures = target["medians"]
+    if figures.get("errors", 0.0):
+        return Finding.MISSES, f"{figures['errors']:,.0f} errors, none is allowed"
     bounds = {
-        "errors": 0.0,
-        "latency_p99_us": gates.latency_p99_ms * 1000,
-        "watch_lag_p99_us": gates.watch_lag_p99_ms * 1000,
+        "latency p99": (figures.get("latency_p99_us", 0.0) / 1000, gates.latency_p99_ms),
+        "watch lag p99": (figures.get("watch_lag_p99_us", 0.0) / 1000, gates.watch_lag_p99_ms),
     }
-    for name, bound in bounds.items():
-        if figures.get(name, 0.0) > bound:
-            return Finding.MISSES, f"{name} is {figures[name]:,.0f}, {bound:,.0f} is allowed"
-    return Finding.HOLDS, f"latency p99 {figures.get('latency_p99_us', 0) / 1000:.1f} ms"
+    over = [
+        f"{name} is {found:,.1f} ms, {bound:g} is allowed"
+        for name, (found, bound) in bounds.items()
+        if found > bound
+    ]
+    said = [f"{name} {found:.1f} ms" for name, (found, _) in bounds.items()]
+    return (Finding.MISSES, "; ".join(over)) if over else (Finding.HOLDS, ", ".join(said))
 
 
 def search(probe: Callable[[float], Finding], first: float) -> Capacity:
@@ -80,22 +84,21 @@ def search(probe: Callable[[float], Finding], first: float) -> Capacity:
     """
     whole = isinstance(first, int)
     holds = misses = 0.0
+    bounded = False
     rate = first
     while True:
         finding = probe(rate)
-        if finding is Finding.UNKNOWN:
-            return Capacity(holds, misses, bounded=True)
         if finding is Finding.HOLDS:
             holds = rate
         else:
-            misses = rate
+            misses, bounded = rate, finding is Finding.UNKNOWN
         if not misses and holds >= first * SCALE_MAX:
             return Capacity(holds, misses, bounded=True)
         if not holds and misses <= first / SCALE_MAX:
-            return Capacity(0.0, misses, bounded=False)
+            return Capacity(0.0, misses, bounded)
         if holds and misses and misses / holds <= STEP:
-            return Capacity(holds, misses, bounded=False)
+            return Capacity(holds, misses, bounded)
         rate = holds * 2 if not misses else misses / 2 if not holds else (holds * misses) ** 0.5
         rate = max(1, round(rate)) if whole else rate
         if rate in (holds, misses):
-            return Capacity(holds, misses, bounded=False)
+            return Capacity(holds, misses, bounded)

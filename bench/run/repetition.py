@@ -3,28 +3,49 @@
     start --> prepare --> watch --> load (+ troubles, samples) --> drain --> final list --> records
 
 Whatever ends it early (the server, a generator process, the user), what there is by then is
-recorded, and the facts say why. What is measured begins at ``zero_us``, told to all generator
-processes beforehand. Judges read the records that this leaves behind, nothing else.
+recorded, as far as the disk takes it, and the facts say why.
+A server that was started here is lost when its process ends. One that was there already may come
+back, and is measured if it does so within the load; before and after that it is given up when
+nothing is connected to it for ``LOST_SECONDS``.
+What is measured begins at ``zero_us``, told to all generator processes beforehand. Judges read the
+records that this leaves behind, nothing else.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+import shlex
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.client.asking import AskError, Asking, reach
 from bench.clock import MICROSECONDS, now_us, wait_until
-from bench.drive.worker import GRACE, Assignment
+from bench.drive.worker import DRAIN_TIMEOUT, GRACE, Assignment
 from bench.plan import Disturbance, Plan, Trouble
-from bench.records import FINAL, INCIDENTS, SAMPLES, Facts, Recorder
+from bench.records import (
+    FINAL,
+    INCIDENTS,
+    NEVER_US,
+    SAMPLES,
+    Facts,
+    Recorder,
+    row_counts,
+    write_all,
+    write_facts,
+)
 from bench.run.crew import Crew, CrewError
-from bench.targets import START_TIMEOUT, Running, TargetError
+from bench.targets import START_TIMEOUT, Running, Target, TargetError
 
 LEAD_US = 500_000
 """From the order to begin to the beginning."""
 SAMPLE_US = 250_000
-CLEAN_TIMEOUT = 10.0
+CLEAN_TIMEOUT = 5.0
+LOST_SECONDS = 5.0
+"""Without a connection, outside of the load: a server that nobody here can start again is gone."""
+LOST_SHOWN = 1.0
+"""After so many seconds without one the user is told."""
 OWN_KEYS = (b"/registry/", b"compact_rev_key")
 """What a run without a prefix writes below."""
 
@@ -42,6 +63,10 @@ class Progress:
     events: int = 0
     elapsed_us: int = 0
     duration_us: int = 1
+    kills: int = 0
+    """Of the server, on purpose."""
+    note: str = ""
+    """What is waited for, if the stage does not say it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +95,28 @@ class Repetition:
         self._host, self._port = host, port
         self._server = server
         self._progress = Progress(duration_us=order.plan.duration_us)
-        self._heard: dict[int, tuple[int, int]] = {}
+        self._heard: dict[int, Mapping[str, Any]] = {}
+        """What each generator process has said of its progress."""
+        self._lost_us = 0
+        """Since when none of them has a connection; 0: some have."""
         self._crew = Crew(order.folder, order.facts["processes"], self._hear)
+        self._restoring = False
         self._final = Recorder(FINAL)
         self._samples = Recorder(SAMPLES)
         self._incidents = Recorder(INCIDENTS)
         self._zero_us = 0
         self._troubling: asyncio.Task[None] | None = None
+        self._incident: tuple[int, Trouble] | None = None
+        """What the server suffers on purpose, and since when."""
+        self.unkept = ""
+        """Why some of the records could not be written; empty: all were."""
 
     async def run(self) -> bool:
         """Do it all, or as much as can be done; gives whether there is something to judge.
 
         What ended it early becomes the ``reason`` in the facts. There is nothing to judge if the
-        load never began, or if a generator process ended and took its records with it: of what
-        that one wrote, the server would be accused.
+        load never began, or if a generator process ended and took its records with it, or they
+        could not be written: of what is not there, the server would be accused.
         """
         order, facts = self._order, self._order.facts
         assignment = Assignment(
@@ -107,14 +140,18 @@ class Repetition:
             raise
         finally:
             await self._crew.end()
+        self._recovered(2 * NEVER_US)
         part = facts["processes"]
-        for recorder in (self._final, self._samples, self._incidents):
-            recorder.write(order.folder, part, self._zero_us)
+        own = (self._final, self._samples, self._incidents)
+        self.unkept = write_all(own, order.folder, part, self._zero_us) or self.unkept
+        if self.unkept and not facts["reason"]:
+            facts["reason"] = f"not all records could be written: {self.unkept}"
         stopped = order.stop.is_set()
         facts["state"] = "INCOMPLETE" if stopped or facts["reason"] else "COMPLETE"
         (order.folder / "assignment.json").unlink()
-        (order.folder / "run.json").write_text(json.dumps(facts, indent=1))
-        return self._zero_us > 0 and self._crew.whole
+        facts["rows"] = row_counts(order.folder)
+        self.unkept = write_facts(order.folder, facts) or self.unkept
+        return self._zero_us > 0 and self._crew.whole and not self.unkept
 
     async def _attempt(self, part: Coroutine[None, None, None]) -> None:
         """Do a part of it; the first error that is nobody's fault here is the reason."""
@@ -140,7 +177,11 @@ class Repetition:
 
     def _ended(self, server: Running) -> str:
         last = server.log_tail().splitlines()[-1:]
-        return ": ".join([f"{self._order.facts['target']} ended", *last])
+        return ": ".join([f"{self._order.facts['target']} {server.end}", *last])
+
+    @property
+    def _where(self) -> str:
+        return f"{self._order.facts['target']} at {self._host}:{self._port}"
 
     async def _reach(self, *, heed_stop: bool = False) -> Asking:
         """Raises ``TargetError``: nobody answers in time, or there is nobody any more."""
@@ -149,20 +190,24 @@ class Repetition:
         def hopeful() -> bool:
             return (server is None or server.alive) and not (heed_stop and stop.is_set())
 
+        seconds = LOST_SECONDS if server is None else START_TIMEOUT
         try:
-            return await reach(self._host, self._port, START_TIMEOUT, hopeful)
+            return await reach(self._host, self._port, seconds, hopeful)
         except AskError as error:
-            name = self._order.facts["target"]
-            raise TargetError(f"{name} at {self._host}:{self._port} {error.text}") from error
+            raise TargetError(f"{self._where} {error.text}") from error
 
-    def _hear(self, part: int, said: "dict[str, int] | object") -> None:
-        assert isinstance(said, dict)
-        self._heard[part] = (said["operations"], said["events"])
-        self._progress.operations = sum(operations for operations, _ in self._heard.values())
-        self._progress.events = sum(events for _, events in self._heard.values())
+    def _hear(self, part: int, said: Mapping[str, Any]) -> None:
+        self._heard[part] = said
+        heard = self._heard.values()
+        self._progress.operations = sum(one["operations"] for one in heard)
+        self._progress.events = sum(one["events"] for one in heard)
+        if any(one["connected"] for one in heard):
+            self._lost_us = 0
+        else:
+            self._lost_us = self._lost_us or now_us()
 
     def _stage(self, stage: str) -> None:
-        self._progress.stage = stage
+        self._progress.stage, self._progress.note = stage, ""
         self._order.show(self._progress)
 
     async def _tell(self, do: str, said: str) -> None:
@@ -172,6 +217,7 @@ class Repetition:
     async def _go(self) -> None:
         """Everything up to the final list, minding the server and the user meanwhile."""
         facts = self._order.facts
+        self._stage("starting")
         asking = await self._reach(heed_stop=True)
         facts["version"] = await asking.version()
         asking.close()
@@ -179,6 +225,7 @@ class Repetition:
         async with asyncio.TaskGroup() as group:
             beside = [
                 group.create_task(self._mind_server()),
+                group.create_task(self._mind_connection()),
                 group.create_task(self._heed_stop()),
             ]
             if await self._prepare():
@@ -206,7 +253,8 @@ class Repetition:
         limit = order.plan.duration_us + facts["timeout_us"] + (GRACE + 60) * MICROSECONDS
         loaded = await self._crew.until("loaded", limit / MICROSECONDS)
         facts["load_end_us"] = max(said["at_us"] for said in loaded) - self._zero_us
-        self._troubling.cancel()
+        self._end_trouble()
+        await asyncio.wait([self._troubling])  # a shard that is away comes back
         self._stage("draining")
         await self._drain()
         sampling.cancel()
@@ -219,10 +267,12 @@ class Repetition:
         finished = await self._crew.until("finished")
         failed = sum(said["connections_failed"] for said in finished)
         self._order.facts["connections_failed"] = failed
+        self.unkept = next((said["unkept"] for said in finished if said["unkept"]), "")
 
     async def _drain(self) -> None:
         """Let every watch come to the head, then read everything as it is."""
-        asking = await self._reach()
+        asking = await self._reach(heed_stop=self._server is None)
+        self._recovered()  # of a kill that was shortly before the end
         prefix = self._order.facts["prefix"].encode()
         _, revision = await asking.count(prefix)
         self._crew.order("drain", revision=revision)
@@ -247,7 +297,6 @@ class Repetition:
             usage = server.usage() if server is not None else (-1, -1, -1, -1)
             self._samples.add(self._zero_us + at_us, *usage, *self._crew.cpu_us())
             self._progress.elapsed_us = at_us
-            self._order.show(self._progress)
             due_us += SAMPLE_US
             await wait_until(due_us)
 
@@ -259,35 +308,134 @@ class Repetition:
                 raise TargetError(self._ended(server))
             await wait_until(now_us() + SAMPLE_US)
 
+    async def _mind_connection(self) -> None:
+        """Show how it goes; end the run if a server that was there already is gone for good."""
+        progress, stop = self._progress, self._order.stop
+        while True:
+            await wait_until(now_us() + SAMPLE_US)
+            lost = (now_us() - self._lost_us) / MICROSECONDS if self._lost_us else 0.0
+            patience = LOST_SHOWN if stop.is_set() else LOST_SECONDS
+            if self._server is None and lost > patience and not self._loading:
+                since = (self._lost_us - self._zero_us) / MICROSECONDS
+                when = f"since {since:.0f} s into the load" if self._zero_us else "any more"
+                raise TargetError(f"{self._where}: no connection {when}")
+            progress.note = f"no connection for {lost:.0f} s" if lost > LOST_SHOWN else self._note
+            self._order.show(progress)
+
+    @property
+    def _loading(self) -> bool:
+        """Is it the time of the load?"""
+        progress = self._progress
+        early = progress.stage == "load" and progress.elapsed_us < progress.duration_us
+        return early and not self._order.stop.is_set()
+
+    @property
+    def _note(self) -> str:
+        """What is waited for, if nothing is wrong."""
+        if self._order.stop.is_set():
+            return "ends in order; another signal ends it at once"
+        if self._progress.stage == "load" and not self._loading:
+            most = GRACE + self._order.facts["timeout_us"] / MICROSECONDS
+            return f"the last answers have {most:.0f} s"
+        if self._progress.stage == "draining":
+            return f"watches have {DRAIN_TIMEOUT:.0f} s to come to the head"
+        return ""
+
     async def _make_trouble(self) -> None:
         """Kill and pause the server as planned, until the load is over."""
         for trouble in sorted(self._order.plan.disturbances):
             if trouble.trouble == Trouble.DROP or self._server is None:
                 continue
             await wait_until(self._zero_us + trouble.at_us)
-            begun_us = now_us()
-            try:
-                await self._disturb(self._server, trouble)
-            finally:
-                self._incidents.add(begun_us, now_us(), trouble.trouble)
+            if trouble.trouble == Trouble.PAUSE and self._server.target.shard_stop:
+                await self._stop_shard(self._server.target, trouble.lasts_us)
+                continue
+            self._incident = (now_us(), trouble.trouble)
+            await self._disturb(self._server, trouble)
 
     async def _disturb(self, server: Running, trouble: Disturbance) -> None:
         if trouble.trouble == Trouble.KILL:
             server.kill()
+            self._progress.kills += 1
             server.start()
             (await self._reach()).close()
+            self._recovered()
             return
         server.pause()
         try:
             await wait_until(now_us() + trouble.lasts_us)
         finally:
             server.go_on()
+            self._recovered()
+
+    def _recovered(self, until_us: int = 0) -> None:
+        """The server is there again, from now on if ``until_us`` is 0."""
+        if self._incident is not None:
+            begun_us, trouble = self._incident
+            self._incidents.add(begun_us, until_us or now_us(), trouble)
+            self._incident = None
+
+    async def _stop_shard(self, target: Target, lasts_us: int) -> None:
+        """From when it was certainly away to when it was there again, served or not.
+
+        Whatever ends the run, a shard that was told to stop is told to start.
+        """
+        begun_us = 0
+        try:
+            await _command(target.shard_stop)
+            begun_us = now_us()
+            await wait_until(now_us() + lasts_us)
+        finally:
+            self._restoring = True
+            await _command(target.shard_start)
+            if begun_us:
+                self._incidents.add(begun_us, now_us(), Trouble.SHARD)
+                await self._all_served()
+            self._restoring = False
+
+    def _end_trouble(self) -> None:
+        """No more of it; but what is being made good is made good."""
+        troubling = self._troubling
+        if troubling is not None and not (self._restoring or troubling.cancelling()):
+            troubling.cancel()
+
+    async def _all_served(self) -> None:
+        """Wait until all keys can be counted: what comes after the load needs all of them."""
+        asking, given_up_us = await self._reach(), now_us() + int(START_TIMEOUT * MICROSECONDS)
+        while now_us() < given_up_us:
+            with suppress(AskError):
+                await asking.count(self._order.facts["prefix"].encode())
+                break
+            await wait_until(now_us() + SAMPLE_US)
+        asking.close()
 
     async def _heed_stop(self) -> None:
         await self._order.stop.wait()
-        if self._troubling is not None:
-            self._troubling.cancel()
+        self._end_trouble()
         self._crew.order("stop")
+
+
+async def _command(line: str) -> None:
+    """Run a command of the user's to its end, cancelled or not, which another cancellation cuts
+    short. Raises ``TargetError``: it failed.
+    """
+    running = asyncio.get_running_loop().create_task(_run(line))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.exception()  # it is the end that counts
+        raise
+
+
+async def _run(line: str) -> None:
+    try:
+        process = await asyncio.create_subprocess_exec(*shlex.split(line))
+    except OSError as error:
+        raise TargetError(f"{line}: {error.strerror}") from error
+    code = await process.wait()
+    if code:
+        raise TargetError(f"{line}: exit code {code}")
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:
@@ -295,9 +443,9 @@ def _first(group: ExceptionGroup[Exception]) -> Exception:
     return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
-async def clean(host: str, port: int, prefix: bytes) -> None:
+async def clean(host: str, port: int, prefix: bytes, hopeful: Callable[[], bool]) -> None:
     """Delete what a run has left on a server that goes on without us; raises ``AskError``."""
-    asking = await reach(host, port, CLEAN_TIMEOUT)
+    asking = await reach(host, port, CLEAN_TIMEOUT, hopeful)
     try:
         for key in (prefix,) if prefix else OWN_KEYS:
             await asking.delete(key)

@@ -9,26 +9,38 @@ import random
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
-from bench.capsule import bouts, capsule, typical
+from bench.capsule import Capsule, Speeds, capsule, speeds
 from bench.client.asking import AskError, reach
 from bench.clock import MICROSECONDS, wall_seconds
 from bench.judges import judge
 from bench.plan import Disturbance, Plan, Trouble
-from bench.records import Facts, Records
-from bench.report.session import Session, run_folder, write_session, write_verdicts
+from bench.records import Facts, Records, unkept, write_facts
+from bench.report.session import (
+    RUN,
+    SESSION,
+    VERDICTS,
+    Session,
+    run_folder,
+    write_session,
+    write_verdicts,
+)
 from bench.run.ceiling import measure as measure_ceiling
 from bench.run.repetition import Order, Progress, Repetition, clean
 from bench.storms import Storm
 from bench.storms import idle_background as background
-from bench.targets import START_TIMEOUT, Running, Target, TargetError
+from bench.targets import SLOW_SECONDS, START_TIMEOUT, Running, Target, TargetError
 from bench.verdicts import Verdict
+from bench.wording import counted
 
+T = TypeVar("T")
+UNMEASURED = "stopped before anything was measured"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WARM_UP_PARTS = 10
 """A run's first tenth, at most ``WARM_UP_US_MAX``, stays out of latencies."""
@@ -56,6 +68,8 @@ class Wish:
     """Or ``grpcio``, to check the lean one by."""
     kills: int = 0
     ceiling: bool = True
+    drift: bool = True
+    """The machine is measured again in the end, and must be as it was."""
     command_line: Sequence[str] = field(default_factory=lambda: sys.argv)
 
 
@@ -78,14 +92,13 @@ def make_plan(wish: Wish) -> Plan:
 
 def refuse_impossible(wish: Wish, plan: Plan) -> None:
     """Raises ``TargetError`` for what a plan asks of servers that are not ours to do it to."""
-    harm = [d for d in plan.disturbances if d.trouble != Trouble.DROP]
-    for target in wish.targets:
-        if harm and not target.started:
-            raise TargetError(
-                f"{wish.storm.NAME} kills or pauses its server: {target.name} was not started here"
-            )
-    compacts = any(step.verb.name == "COMPACT" for actor in plan.actors for step in actor.steps)
+    harm = any(trouble.trouble != Trouble.DROP for trouble in plan.disturbances)
     attached = [target.name for target in wish.targets if not target.started]
+    if harm and attached:
+        who = f"--kill9 {wish.kills}" if wish.kills else wish.storm.NAME
+        what = "kills" if wish.kills else "kills or pauses"
+        raise TargetError(f"{who} {what} its server: {attached[0]} was not started here")
+    compacts = any(step.verb.name == "COMPACT" for actor in plan.actors for step in actor.steps)
     if compacts and wish.prefix and attached:
         raise TargetError(f"the plan compacts, which no --prefix of {attached[0]} confines")
 
@@ -94,7 +107,12 @@ class Runner:
     """Runs a session; ``show`` is told how far it is, ``told`` of each run that is over.
 
     ``told`` gets the verdicts, none if nothing could be judged, and what ended the run early.
-    SIGINT or SIGTERM ends the session in order, with what there is; another ends it at once.
+    ``waiting`` is told of a target that was started and does not answer yet.
+    SIGINT or SIGTERM ends the session in order, with what there is, of which ``stopping`` is told;
+    another ends it at once. The first one is enough while the plan is made.
+    A disk that takes no more ends it too, as it says then in ``unkept``: further runs could not be
+    kept either. What could be kept is, and as a server's data are gone with it, there mostly is
+    room then for the facts of its run.
     """
 
     def __init__(
@@ -102,22 +120,35 @@ class Runner:
         wish: Wish,
         show: Callable[[str, int, Progress], None],
         told: Callable[[str, int, Sequence[Verdict], str], None],
+        stopping: Callable[[], None] = lambda: None,
+        waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._wish = wish
         self._show = show
         self._told = told
+        self._stopping = stopping
+        self._waiting = waiting
         self._stop = asyncio.Event()
         self._range_stream = True
+        self._versions: dict[str, str] = {}
+        """What each target says by the API."""
+        self._fingerprint = ""
+        """Of the plan."""
         self._measuring = False
+        self._signals = 0
+        self._signals_enough = 0
+        """So many end what leaves no time to the loop; 0: there is nothing like that."""
         self._hurried = False
         self._complete = True
         self._remark = ""
         """What went wrong beside the run."""
+        self.unkept = ""
+        """Why not all that was measured could be written; empty: it was."""
 
     @property
     def stopped(self) -> bool:
         """Did the user end it early?"""
-        return self._stop.is_set()
+        return self._signals > 0
 
     async def run(self) -> Session:
         """Raises ``TargetError`` before anything is measured; later errors are the runs'."""
@@ -128,41 +159,76 @@ class Runner:
             if self._stop.is_set() or not self._measuring:
                 self._hurried = True
                 task.cancel()
+            else:
+                self._stopping()
             self._stop.set()
 
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, end)
+        def caught(*_: object) -> None:
+            self._signals += 1
+            if 0 < self._signals_enough <= self._signals:
+                raise KeyboardInterrupt
+            loop.call_soon_threadsafe(end)
+
+        before = {number: signal.signal(number, caught) for number in _SIGNALS}
         try:
             return await self._run()
         except asyncio.CancelledError as error:
             if not self._hurried:
                 raise
             task.uncancel()
-            raise TargetError("stopped before anything was measured") from error
+            raise TargetError(UNMEASURED) from error
         finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _unless(self, signals: int, do: Callable[[], T]) -> T | None:
+        """Do what leaves no time to the loop; nothing comes of it if so many signals end it."""
+        self._signals_enough = signals
+        try:
+            return do()
+        except KeyboardInterrupt:
+            self._hurried = True
+            return None
+        finally:
+            self._signals_enough = 0
+
+    def _plan(self) -> Plan:
+        plan = make_plan(self._wish)
+        self._fingerprint = plan.fingerprint()
+        return plan
 
     async def _run(self) -> Session:
-        wish = self._wish
-        plan = make_plan(wish)
+        wish, plan = self._wish, self._unless(1, self._plan)
+        if plan is None:
+            raise TargetError(UNMEASURED)
         refuse_impossible(wish, plan)
         for target in wish.targets:
             await self._check(target)
         wish.out.mkdir(parents=True, exist_ok=True)
         plan_file = wish.out / "plan.pickle"
-        plan_file.write_bytes(pickle.dumps(plan))
         try:
+            plan_file.write_bytes(pickle.dumps(plan))
             session = await self._session(plan)
-            write_session(wish.out, session)
+            self._write(session)
             await self._measure(plan, plan_file)
         finally:
-            plan_file.unlink()
-        if self._complete and not self._stop.is_set():
+            plan_file.unlink(missing_ok=True)
+        if self._complete and not self.stopped:
             session["state"] = "COMPLETE"
-        session["after"] = capsule(wish.out, self._commands())
-        write_session(wish.out, session)
+        try:
+            if wish.drift and not self._hurried and not self.unkept:
+                session["after"] = self._unless(2, self._environment)
+            self._write(session)
+        except OSError as error:
+            self.unkept = unkept(error)
+            session["state"] = "INCOMPLETE"
         return session
+
+    def _write(self, session: Session) -> None:
+        """In place of what was written before, or not at all; raises ``OSError``."""
+        with TemporaryDirectory(dir=self._wish.out) as folder:
+            write_session(Path(folder), session)
+            (Path(folder) / SESSION).replace(self._wish.out / SESSION)
 
     async def _measure(self, plan: Plan, plan_file: Path) -> None:
         """All repetitions; ended at once, what is stored by then stays."""
@@ -174,12 +240,14 @@ class Runner:
             if not self._hurried or task is None:
                 raise
             task.uncancel()
+        except OSError as error:
+            self.unkept, self._complete = unkept(error), False
 
     async def _repeat(self, plan: Plan, plan_file: Path) -> None:
         targets = list(self._wish.targets)
         for repetition in range(self._wish.repetitions):
             for target in targets if repetition % 2 == 0 else reversed(targets):
-                if self._stop.is_set():
+                if self.stopped or self.unkept:
                     return
                 await self._once(plan, plan_file, target, repetition)
 
@@ -188,14 +256,18 @@ class Runner:
         folder = run_folder(wish.out, target.name, repetition)
         folder.mkdir(parents=True)
 
+        shown = Progress(duration_us=plan.duration_us)
+
         def show(progress: Progress) -> None:
+            nonlocal shown
+            shown = progress
             self._show(target.name, repetition, progress)
 
         order = Order(
             folder=folder,
             plan=plan,
             plan_file=plan_file,
-            facts=self._facts(plan, target, repetition),
+            facts=self._facts(plan, target, repetition, speeds(wish.out)),
             seed=wish.seed,
             range_stream=self._range_stream,
             stop=self._stop,
@@ -204,41 +276,70 @@ class Runner:
         self._remark = ""
         judged = await self._repetition(order, target)
         facts = order.facts
+        if self.unkept and not (folder / RUN).exists():
+            write_facts(folder, facts)
         self._complete = self._complete and facts["state"] == "COMPLETE"
         verdicts: list[Verdict] = []
         if judged:
-            show(Progress("judging", duration_us=plan.duration_us, elapsed_us=plan.duration_us))
-            records = Records(folder)
-            verdicts = [*judge(records), *wish.storm.checks(records, wish.parameters)]
-            write_verdicts(folder, verdicts)
+            show(replace(shown, stage="judging", note=""))
+            verdicts = self._judge(folder)
         remarks = [remark for remark in (facts["reason"], self._remark) if remark]
         self._told(target.name, repetition, verdicts, "; ".join(remarks))
+
+    def _judge(self, folder: Path) -> list[Verdict]:
+        """The verdicts on a run, which are stored; none if a second signal was too early."""
+        wish = self._wish
+
+        def judged() -> list[Verdict]:
+            records = Records(folder)
+            return [*judge(records), *wish.storm.checks(records, wish.parameters)]
+
+        verdicts = self._unless(2, judged)
+        if verdicts is None:
+            return []
+        try:
+            write_verdicts(folder, verdicts)
+        except OSError as error:
+            (folder / VERDICTS).unlink(missing_ok=True)  # what is cut off says nothing
+            self.unkept, self._complete = unkept(error), False
+        return verdicts
 
     async def _repetition(self, order: Order, target: Target) -> bool:
         """Give the repetition its server; gives whether there is something to judge."""
         if target.started:
             with Running(target) as server:
-                return await Repetition(order, server.host, server.port, server).run()
+                return await self._run_once(Repetition(order, server.host, server.port, server))
         try:
-            return await Repetition(order, target.host, target.port, None).run()
+            return await self._run_once(Repetition(order, target.host, target.port, None))
         finally:
             try:
-                await clean(target.host, target.port, self._wish.prefix.encode())
+                prefix = self._wish.prefix.encode()
+                await clean(target.host, target.port, prefix, lambda: not self.stopped)
             except AskError as error:
                 self._remark = f"what it wrote was not deleted: {error.text}"
+
+    async def _run_once(self, repetition: Repetition) -> bool:
+        judged = await repetition.run()
+        self.unkept = repetition.unkept
+        return judged
 
     async def _check(self, target: Target) -> None:
         """See that a target can be had, and what it has; raises ``TargetError``."""
         if not target.started:
             await self._look_at(target, target.host, target.port, 0)
             return
+        loop = asyncio.get_running_loop()
         with Running(target) as server:
+            telling = loop.call_later(SLOW_SECONDS, self._waiting, target.name)
             try:
                 await self._look_at(
                     target, server.host, server.port, START_TIMEOUT, lambda: server.alive
                 )
             except TargetError as error:
-                raise TargetError(f"{error} {server.log_tail()}".strip()) from error
+                said = error if server.alive else f"{target.name} {server.end}:"
+                raise TargetError(f"{said} {server.log_tail()}".strip(" :")) from error
+            finally:
+                telling.cancel()
 
     async def _look_at(
         self,
@@ -252,21 +353,31 @@ class Runner:
         prefix = self._wish.prefix
         try:
             asking = await reach(host, port, seconds, hopeful)
-            keys, _ = await asking.count(prefix.encode())
-            has = await asking.has_range_stream(prefix.encode() or b"\0")
-            self._range_stream = self._range_stream and has
-            asking.close()
+            try:
+                keys, _ = await asking.count(prefix.encode())
+                has = await asking.has_range_stream(prefix.encode() or b"\0")
+                self._versions[target.name] = await asking.version()
+                self._range_stream = self._range_stream and has
+            finally:
+                await asking.leave()
         except AskError as error:
             where = f"{host}:{port}"
             raise TargetError(f"{target.name} at {where} {error.text}") from error
         if keys and not target.started:  # what kine begins with is its own
             below = f" below {prefix}" if prefix else "; --prefix keeps a run apart"
-            raise TargetError(f"{target.name} is not empty: {keys} keys{below}")
+            raise TargetError(f"{target.name} is not empty: {counted(keys, 'key')}{below}")
 
-    def _commands(self) -> Mapping[str, Sequence[str]]:
-        """How started servers tell their version; who does not know the flag tells it by RPC."""
-        commands = {t.name: shlex.split(t.command)[0] for t in self._wish.targets if t.started}
-        return {name: [program, "--version"] for name, program in commands.items()}
+    def _environment(self) -> Capsule:
+        """The environment now, in which every target has a version: what its program tells, if it
+        was started here and knows the flag, and which etcd it says it is.
+        """
+        programs = {t.name: shlex.split(t.command)[0] for t in self._wish.targets if t.started}
+        commands = {name: [program, "--version"] for name, program in programs.items()}
+        made = capsule(self._wish.out, commands)
+        for name, api in self._versions.items():
+            told = made["versions"].get(name)
+            made["versions"][name] = f"{told}; API {api}" if told else f"API {api}"
+        return made
 
     async def _session(self, plan: Plan) -> Session:
         wish = self._wish
@@ -277,19 +388,18 @@ class Runner:
             parameters=asdict(wish.parameters),
             seed=wish.seed,
             duration_us=wish.duration_us,
-            fingerprint=plan.fingerprint(),
+            fingerprint=self._fingerprint,
             targets=[target.name for target in wish.targets],
             repetitions=wish.repetitions,
             started=datetime.fromtimestamp(wall_seconds(), UTC).isoformat(timespec="seconds"),
             state="INCOMPLETE",
-            before=capsule(wish.out, self._commands()),
+            before=self._environment(),
             after=None,
             ceiling_per_second=(await measure_ceiling()).per_second if wish.ceiling else 0.0,
         )
 
-    def _facts(self, plan: Plan, target: Target, repetition: int) -> Facts:
+    def _facts(self, plan: Plan, target: Target, repetition: int, machine: Speeds) -> Facts:
         wish = self._wish
-        syncs, round_trips = bouts(wish.out)
         return Facts(
             run=f"{wish.storm.NAME}-{wish.seed}-{repetition}",
             storm=wish.storm.NAME,
@@ -298,7 +408,7 @@ class Runner:
             seed=wish.seed,
             duration_us=plan.duration_us,
             warm_up_us=plan.warm_up_us,
-            fingerprint=plan.fingerprint(),
+            fingerprint=self._fingerprint,
             apiservers=plan.apiservers,
             resources=[prefix.decode() for prefix in plan.resources],
             target=target.name,
@@ -306,8 +416,8 @@ class Runner:
             version="",
             durability=target.durability,
             repetition=repetition,
-            fsync_us=typical(syncs),
-            loopback_us=typical(round_trips),
+            fsync_us=machine.fsync_p50_us,
+            loopback_us=machine.loopback_p50_us,
             prefix=wish.prefix,
             zero_us=0,
             load_end_us=0,

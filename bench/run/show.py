@@ -9,7 +9,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from bench.run import repetition
 from bench.run.session import Wish
+from bench.targets import START_TIMEOUT
 from bench.verdicts import Verdict
+from bench.wording import counted
 
 
 class Show:
@@ -47,8 +49,19 @@ class Show:
             name = f"{target} {number + 1}/{self._repetitions}"
             self._bar[key] = self._bars.add_task(name, total=done.duration_us, text="")
         text = f"{done.stage:9} {done.operations:>9,} operations {done.events:>9,} events"
+        text += f", killed {counted(done.kills, 'time')}" if done.kills else ""
+        text += f", {done.note}" if done.note else ""
         elapsed_us = min(max(done.elapsed_us, 0), done.duration_us)
         self._bars.update(self._bar[key], completed=elapsed_us, text=text)
+
+    def waiting(self, target: str) -> None:
+        """A server that was started takes its time."""
+        told = f"{target} does not answer yet; it has {START_TIMEOUT:g} s"
+        self._bars.console.print(told, markup=False)
+
+    def stopping(self) -> None:
+        """The user wants to end."""
+        self._bars.console.print("stopping: judging what there is; another signal ends it at once")
 
     def judged(
         self, target: str, number: int, verdicts: Sequence[Verdict], reason: str = ""

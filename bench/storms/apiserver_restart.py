@@ -40,7 +40,7 @@ from bench.records import (
     Records,
 )
 from bench.storms import objects, swarm_burst, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "apiserver-restart"
 SUMMARY = "all apiservers reconnect, list and watch at once, three times, under load"
@@ -59,16 +59,21 @@ class Parameters:
     """Numbers that a user may change."""
 
     objects: int = 20_000
+    """Objects that are there from the start, half Pods and half Sandboxes."""
     claims: int = 12
     """In a second, all at once."""
     drops: int = 3
+    """How often all connections end, at equal distances."""
     kills: int = 0
+    """How often the server itself is killed and started again."""
     resume: int = 20
     """Per cent of the watches that go on where they were."""
     stale: int = 5
     """Per cent of them that start at the beginning of history."""
     compaction_s: float = 3.0
+    """Between compactions; 0: there are none."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -138,7 +143,7 @@ def _blows(parameters: Parameters, duration_us: int) -> Iterator[Disturbance]:
 def checks(records: Records, parameters: Parameters) -> list[Verdict]:
     """Everyone comes back, and is told if there is nothing to come back to."""
     watches = _Watches(records)
-    return [_returned(watches), _refused(records, watches)]
+    return [_returned(records, watches), _refused(records, watches)]
 
 
 def _blows_of(incidents: Frame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -189,11 +194,14 @@ class _Watches:
                 yield blow, int(client), self.created[inside & (frame["name"] == client)]
 
 
-def _returned(watches: _Watches) -> Verdict:
+def _returned(records: Records, watches: _Watches) -> Verdict:
     """After the last blow each client gets a watch that lasts.
 
     One that still lists when the next blow falls is slow, which is a figure.
     """
+    judge, rule = f"{NAME}: everyone came back", rule_of(_returned)
+    if records.facts["state"] != "COMPLETE":
+        return verdict(judge, 0, [], rule=rule, lacking="the run was cut short", timed=True)
     checked, evidence = 0, []
     for blow, client, made in watches.returns():
         if blow == len(watches.blows) - 1:
@@ -201,7 +209,7 @@ def _returned(watches: _Watches) -> Verdict:
             if not len(made):
                 at = int(watches.blows[blow])
                 evidence.append(f"{watches.name(client)} has no watch since the blow at {at} us")
-    return verdict(f"{NAME}: everyone came back", checked, evidence, timed=True)
+    return verdict(judge, checked, evidence, rule=rule, lacking="there was no blow", timed=True)
 
 
 def _refused(records: Records, watches: _Watches) -> Verdict:
@@ -228,7 +236,14 @@ def _refused(records: Records, watches: _Watches) -> Verdict:
             f"{watches.name(int(frame['name'][row]))} began at {frame['start'][row]}, "
             f"{limit[row]} was compacted, it was told {what}"
         )
-    return verdict(f"{NAME}: compacted starts are refused", int(chosen.sum()), evidence)
+    rule, lacking = rule_of(_refused), "no watch began below a compaction"
+    return verdict(
+        f"{NAME}: compacted starts are refused",
+        int(chosen.sum()),
+        evidence,
+        rule=rule,
+        lacking=lacking,
+    )
 
 
 # Measures.

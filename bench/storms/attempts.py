@@ -16,13 +16,15 @@ from bench.storms import timing
 def steps(ops: Frame) -> Frame:
     """One row for every step of an actor: its last call, due when its first was.
 
-    There is one more column, ``conflicts``: how many of its calls lost their comparison.
+    There is one more column, ``conflicts``: how many of its calls lost their comparison. An ADOPT
+    that found no candidate without owner was lost before its last row, which was never sent.
     """
     ops = ops.where(np.lexsort((ops["op"], ops["step"], ops["actor"])))
     changes = np.diff(ops["actor"]).astype(bool) | np.diff(ops["step"]).astype(bool)
     first = np.flatnonzero(np.concatenate(([True], changes)))[: len(ops)]
     last = np.append(first[1:], len(ops))[: len(first)] - 1
-    lost = np.cumsum(np.append(0, ops["outcome"] == Outcome.CONFLICT))
+    conflict = (ops["outcome"] == Outcome.CONFLICT) & (ops["sent"] >= 0)
+    lost = np.cumsum(np.append(0, conflict))
     columns = {name: ops[name][last] for name in ops.columns}
     columns["due"] = ops["due"][first]
     columns["conflicts"] = lost[last + 1] - lost[first]
@@ -48,9 +50,17 @@ def troubled_actors(ops: Frame) -> NDArray[np.int64]:
     return np.unique(ops["actor"][(failed | (ops["done"] < 0)) & (ops["refusal"] == 0)])
 
 
+def disturbance(records: Records) -> str:
+    """Why what happened may have other causes than the load; empty: it was calm."""
+    if records.facts["state"] != "COMPLETE":
+        return "the run was cut short"
+    disturbed = len(records.frame(INCIDENTS))
+    return "server or connections were disturbed on purpose" if disturbed else ""
+
+
 def is_calm(records: Records) -> bool:
     """Did the run come to its end, without trouble that was made on purpose?"""
-    return records.facts["state"] == "COMPLETE" and not len(records.frame(INCIDENTS))
+    return not disturbance(records)
 
 
 def final_values(records: Records) -> dict[bytes, tuple[int, bytes]]:

@@ -11,7 +11,7 @@ Beside the load of ``tool-fanout`` and ``hot-status`` there are ``LEDGERS`` obje
 counted up all the time. Readers ask for them at revisions inside of what remains and far outside
 of it, and slow watchers read ten of their events a second, fewer than there are.
 Writes: those of the two storms, ``ledger_per_second``, and one for each compaction.
-Not here: filling a store up to its quota; how it comes back is another storm's subject.
+Not here: filling a store up to its quota; ``bench/DESIGN.md`` says why.
 
 Asked of the store beyond the common judges (which know what a read at a revision must show, and
 that no watch has holes): a read below a compaction that was acknowledged before it began is refused
@@ -41,7 +41,7 @@ from bench.records import (
     Records,
 )
 from bench.storms import hot_status, objects, timing, tool_fanout
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "compact-churn"
 SUMMARY = "compactions every few seconds under load, with readers of history and slow watchers"
@@ -62,17 +62,23 @@ class Parameters:
     """Numbers that a user may change."""
 
     compaction_s: float = 3.0
+    """Between compactions, and how much history they leave."""
     ledger_per_second: float = 60.0
+    """Updates of the objects whose history is read."""
     reads_per_second: float = 20.0
     """Of history: half of them inside, half outside of what remains."""
     slow_events_per_second: int = 10
+    """Events that a slow watcher reads, fewer than there are."""
     slow_watchers: int = 2
+    """Watchers that read slowly."""
     runs_per_second: float = 2.0
     """As in tool-fanout."""
     writers: int = 4
+    """As in hot-status."""
     rounds_per_second: float = 15.0
     """As in hot-status."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -177,6 +183,10 @@ def _readers(parameters: Parameters, duration_us: int, draw: random.Random) -> I
 # Checks.
 
 
+_REFUSED = "A read at a revision that had been compacted before is refused as etcd does it."
+_SHOWN = "A read at a revision that nobody can have compacted is answered."
+
+
 def checks(records: Records, parameters: Parameters) -> list[Verdict]:
     """History is refused below compactions and only there; slow watchers are told."""
     return [*_history(records), _slow(records)]
@@ -202,12 +212,13 @@ def _history(records: Records) -> list[Verdict]:
     shown = reads["outcome"] == Outcome.OK
     other = (reads["outcome"] == Outcome.REFUSED) & ~refused
     verdicts = []
-    for what, chosen, wrong in (
-        ("compacted history is refused", compacted, shown | other),
-        ("kept history is shown", kept, refused | other),
+    for what, chosen, wrong, rule in (
+        ("compacted history is refused", compacted, shown | other, _REFUSED),
+        ("kept history is shown", kept, refused | other, _SHOWN),
     ):
         evidence = [_read(reads, row, below, above) for row in np.flatnonzero(chosen & wrong)]
-        verdicts.append(verdict(f"{NAME}: {what}", int(chosen.sum()), evidence))
+        count, lacking = int(chosen.sum()), "nobody read such a revision"
+        verdicts.append(verdict(f"{NAME}: {what}", count, evidence, rule=rule, lacking=lacking))
     return verdicts
 
 
@@ -231,7 +242,7 @@ def _read(reads: Frame, row: np.intp, below: NDArray[np.int64], above: NDArray[n
 
 
 def _slow(records: Records) -> Verdict:
-    """Whoever reads slowly gets on, or hears that it cannot."""
+    """A watcher that reads slowly gets on, or is told that history was compacted."""
     watches, messages = records.frame(WATCHES), records.frame(MESSAGES)
     slow = watches.where(watches["slow"] > 0)
     evidence = []
@@ -241,7 +252,15 @@ def _slow(records: Records) -> Verdict:
         if wrong:
             name = slow.text("name")[int(slow["name"][row])].decode()
             evidence.append(f"{name}: {wrong}")
-    return verdict(f"{NAME}: slow watchers are told", len(slow), evidence, timed=True)
+    rule, lacking = rule_of(_slow), "no watcher reads slowly"
+    return verdict(
+        f"{NAME}: slow watchers are told",
+        len(slow),
+        evidence,
+        rule=rule,
+        lacking=lacking,
+        timed=True,
+    )
 
 
 def _left(records: Records, slow: Frame, row: int, own: Frame) -> str:

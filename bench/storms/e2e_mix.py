@@ -55,10 +55,13 @@ class Parameters:
     """Numbers that a user may change."""
 
     tests_per_second: float = 3.0
+    """Tests that begin, on average; each makes 95 calls."""
     think_ms: float = 60.0
     """Between two calls of a test, on average."""
     watchers_max: int = 250
+    """Watchers in all, five for each test while there are any left."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -164,8 +167,17 @@ def checks(records: Records, parameters: Parameters) -> list[Verdict]:
     for verb, wrong in _seen(records):
         found[Verb.GET if verb == Verb.GET else Verb.LIST].append(wrong)
     return [
-        verdict(f"{NAME}: {what}", len(found[verb]), [wrong for wrong in found[verb] if wrong])
-        for verb, what in ((Verb.GET, "own writes are read"), (Verb.LIST, "own lists are exact"))
+        verdict(
+            f"{NAME}: {what}",
+            len(found[verb]),
+            [wrong for wrong in found[verb] if wrong],
+            rule=rule,
+            lacking="no test read its own namespace",
+        )
+        for verb, what, rule in (
+            (Verb.GET, "own writes are read", "A test reads the last write of its own object."),
+            (Verb.LIST, "own lists are exact", "A test lists and counts its own objects exactly."),
+        )
     ]
 
 

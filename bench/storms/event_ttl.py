@@ -30,7 +30,7 @@ from bench.clock import MICROSECONDS
 from bench.plan import WRITES, Actor, Edit, Object, Plan, Start, Step, Verb, Watcher
 from bench.records import EVENTS, FINAL, OPS, WATCHES, EventType, Frame, Outcome, Records
 from bench.storms import objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "event-ttl"
 SUMMARY = "bursts of events with leases, which expire in bursts, watched by namespace"
@@ -50,15 +50,23 @@ class Parameters:
     events_per_second: float = 100.0
     """Writes of events outside of bursts, bumps included."""
     burst_factor: float = 8.0
+    """Times as many events within a burst."""
     burst_s: float = 2.0
+    """How long a burst lasts."""
     burst_every_s: float = 12.0
+    """From one burst to the next."""
     ttl_s: int = 10
+    """After which an event vanishes."""
     bump_share: float = 0.25
     """Of all writes of events."""
     namespaces: int = 10
+    """Namespaces that events are spread over."""
     clients_per_namespace: int = 2
+    """Clients that list and watch the events of each."""
     bystander_per_second: float = 50.0
+    """Updates of pods beside the events, to see who else pays."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -193,7 +201,10 @@ def _agreement(records: Records) -> Verdict:
         for name in names:
             client = clients.text("name")[int(name)].decode()
             evidence += (f"{client} {wrong}" for wrong in _differences(rows, of == name))
-    return verdict(f"{NAME}: clients agree on expiries", checked, evidence)
+    rule, lacking = rule_of(_agreement), "no client heard of an expiry"
+    return verdict(
+        f"{NAME}: clients agree on expiries", checked, evidence, rule=rule, lacking=lacking
+    )
 
 
 def _differences(rows: Frame, own: timing.Mask) -> Iterator[str]:
@@ -228,7 +239,8 @@ def _counts(records: Records) -> Verdict:
         count = values.count_of(texts[value])
         if not sure[key] <= count <= sure[key] + maybe[key]:
             evidence.append(f"{keys[key].decode()} counts {count} of {sure[key]} bumps")
-    return verdict(f"{NAME}: bumps are counted", len(final), evidence)
+    rule, lacking = rule_of(_counts), "no event was left in the end"
+    return verdict(f"{NAME}: bumps are counted", len(final), evidence, rule=rule, lacking=lacking)
 
 
 # Measures.

@@ -24,7 +24,7 @@ from bench.clock import MICROSECONDS
 from bench.plan import BOUND, Actor, Object, Plan, Step, Verb
 from bench.records import Frame, Outcome, Records
 from bench.storms import attempts, objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "heartbeat-flood"
 SUMMARY = "every agent renews a lease of its own; some change hands"
@@ -44,6 +44,7 @@ class Parameters:
     """Numbers that a user may change."""
 
     agents: int = 2_000
+    """Each has a Lease, and renews it every 10 s unless it is a leader."""
     leaders: float = 0.25
     """Part of the agents that renew every 2 s."""
     stopping: float = 0.02
@@ -51,7 +52,9 @@ class Parameters:
     changing: float = 0.02
     """Part of the agents whose Lease is given up and taken by another."""
     tenants: int = 20
+    """Namespaces that agents are spread over."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -171,7 +174,10 @@ def _one_holder(ops: Frame) -> Verdict:
     evidence = [
         f"{key} went from {before} to {after}" for key, before, after in _neighbours(done, wrong)
     ]
-    return verdict(f"{NAME}: one holder", len(np.unique(done["key"])), evidence)
+    rule, lacking = rule_of(_one_holder), "no renewal was acknowledged"
+    return verdict(
+        f"{NAME}: one holder", len(np.unique(done["key"])), evidence, rule=rule, lacking=lacking
+    )
 
 
 def _monotonic(ops: Frame) -> Verdict:
@@ -182,7 +188,10 @@ def _monotonic(ops: Frame) -> Verdict:
     evidence = [
         f"{key} has {before} before {after}" for key, before, after in _neighbours(done, wrong)
     ]
-    return verdict(f"{NAME}: renewals in order", int(same.sum()), evidence)
+    rule, lacking = rule_of(_monotonic), "nobody renewed twice"
+    return verdict(
+        f"{NAME}: renewals in order", int(same.sum()), evidence, rule=rule, lacking=lacking
+    )
 
 
 def _unmissed(ops: Frame) -> Verdict:
@@ -198,7 +207,10 @@ def _unmissed(ops: Frame) -> Verdict:
         f"and found {found}"
         for key, actor, step, expected, found in zip(*columns, strict=True)
     ]
-    return verdict(f"{NAME}: no renewal missed", len(renewals), evidence)
+    rule, lacking = rule_of(_unmissed), "nobody renewed without an error"
+    return verdict(
+        f"{NAME}: no renewal missed", len(renewals), evidence, rule=rule, lacking=lacking
+    )
 
 
 # Measures.

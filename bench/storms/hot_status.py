@@ -31,7 +31,7 @@ from bench.clock import MICROSECONDS
 from bench.plan import Actor, Edit, Object, Plan, Step, Verb
 from bench.records import EVENTS, WATCHES, Frame, Records
 from bench.storms import attempts, objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "hot-status"
 SUMMARY = "many writers count up one object, most of them in vain"
@@ -52,9 +52,13 @@ class Parameters:
     """Numbers that a user may change."""
 
     writers: int = 4
+    """Controllers that count the one status object up, all at the same moment."""
     rounds_per_second: float = 20.0
+    """How often they do."""
     others_per_second: float = 150.0
+    """Updates of fifty other objects, by single writers."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -142,12 +146,13 @@ def checks(records: Records, parameters: Parameters) -> list[Verdict]:
 
 def _counters(records: Records, counts: Frame) -> Verdict:
     """The counter and the version of each object are those of its acknowledged updates."""
+    judge = f"{NAME}: no update lost"
     done = attempts.tally(counts.where(attempts.written(counts)), "key")
     unsure = attempts.tally(counts.where(attempts.unsure(counts)), "key")
     final = attempts.final_values(records)
     evidence = []
     if records.facts["state"] != "COMPLETE":
-        return verdict(f"{NAME}: no update lost", 0, [])
+        return verdict(judge, 0, [], rule=rule_of(_counters), lacking="the run was cut short")
     for key, least in done.items():
         version, value = final.get(key, (0, b""))
         count, most = values.count_of(value), least + unsure.get(key, 0)
@@ -156,7 +161,8 @@ def _counters(records: Records, counts: Frame) -> Verdict:
                 f"{key.decode()} counts {count} and has version {version} in the end; {least} "
                 f"updates were acknowledged, {most - least} are unknown"
             )
-    return verdict(f"{NAME}: no update lost", len(done), evidence)
+    rule, lacking = rule_of(_counters), "no update was acknowledged"
+    return verdict(judge, len(done), evidence, rule=rule, lacking=lacking)
 
 
 def _heard(records: Records, counts: Frame) -> Verdict:
@@ -170,8 +176,9 @@ def _heard(records: Records, counts: Frame) -> Verdict:
     stayed = (watches["closed"] >= records.facts["load_end_us"]) | (watches["closed"] < 0)
     stayed &= (watches["opened"] <= 0) & (watches["slow"] == 0)
     stayed &= timing.begins(watches, "key", objects.POOLS)
-    if not attempts.is_calm(records):
-        return verdict(judge, 0, [], timed=True)
+    rule = rule_of(_heard)
+    if why := attempts.disturbance(records):
+        return verdict(judge, 0, [], rule=rule, lacking=why, timed=True)
     evidence: list[str] = []
     checked = 0
     events = records.frame(EVENTS)
@@ -181,7 +188,8 @@ def _heard(records: Records, counts: Frame) -> Verdict:
         heard = _times_heard(done, events["mod"][mine], received[mine])
         checked += len(done)
         evidence += _late(f"watch {watch}", done, heard)
-    return verdict(judge, checked, evidence, timed=True)
+    lacking = "no watch of pools stayed open, or no update was acknowledged"
+    return verdict(judge, checked, evidence, rule=rule, lacking=lacking, timed=True)
 
 
 def _times_heard(
@@ -235,14 +243,19 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
 
 
 def _lag(records: Records, ops: Frame) -> dict[str, float]:
-    """How long after its answer an update is heard, while others fail."""
+    """How long after it was sent an update is heard, while others fail.
+
+    By watches that were open by then and are read at full speed: another one reads history.
+    """
     done = ops.where(timing.begins(ops, "role", HOT.encode()) & attempts.written(ops))
+    done = done.where(np.argsort(done["revision"]))
+    watches = records.frame(WATCHES)
+    watches = watches.where(np.argsort(watches["watch"]))
     events = records.frame(EVENTS)
     events = events.where(timing.begins(events, "key", hot_key()))
-    received = timing.received_us(records, events)
-    order = np.argsort(done["revision"])
-    revisions = done["revision"][order]
-    at = np.searchsorted(revisions, events["mod"]).clip(max=len(revisions) - 1)
-    is_there = revisions[at] == events["mod"]
-    lag = np.maximum(received - done["done"][order][at], 0)[is_there]
-    return timing.spread("hot_watch_lag", lag)
+    at = np.searchsorted(done["revision"], events["mod"]).clip(max=len(done) - 1)
+    known = done["revision"][at] == events["mod"]
+    sent = done["sent"][at]
+    watch = np.searchsorted(watches["watch"], events["watch"])
+    known &= (watches["opened"][watch] <= sent) & (watches["slow"][watch] == 0)
+    return timing.spread("hot_watch_lag", (timing.received_us(records, events) - sent)[known])

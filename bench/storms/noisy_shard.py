@@ -11,9 +11,11 @@ four phases something happens to one of them:
     after                until the end: how fast is what was normal back
 
 A store of one shard can only be stopped as a whole, so the outage is everybody's and its figures
-say how a stall is survived and recovered from; targets that have shards will have theirs stopped
-one at a time. Only a server that the benchmark started can be stopped: 0 seconds for the others.
-A slow network to one shard needs a shard to be slow to, and is left out likewise.
+say how a stall is survived and recovered from. Only a server that the benchmark started can be
+stopped: 0 seconds for the others.
+With ``--shard-stop CMD --shard-start CMD`` it is the shard of ``tenant-007`` that is away instead:
+its map is to route ``/registry/pods/tenant-007/`` and ``/registry/events/tenant-007/`` to a
+database that these commands stop and start.
 
 A run of work is a pod's: created, its status updated twice, an event, deleted. Writes: 5 per run.
 One watcher of everything sees one order over all tenants, which the common judges hold it to.
@@ -21,13 +23,16 @@ One watcher of everything sees one order over all tenants, which the common judg
 Asked of the store beyond the common judges: no call of a neighbour fails because of the noise, or
 later than ``GRACE_US`` after the outage; every tenant is served again by then; and the outage was
 one: a server that answers while it should be stopped (its wrapper was, not itself) makes the
-figures of the phase meaningless.
+figures of the phase meaningless. Of a shard that is away more is asked: no call of a neighbour
+fails at all, and one of its own tenant is refused ``shard_timeout_s`` and a second after the
+outage began at the latest, and at once from then on.
 """
 
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +41,7 @@ from bench.clock import MICROSECONDS
 from bench.plan import Actor, Disturbance, Plan, Start, Step, Trouble, Watcher
 from bench.records import INCIDENTS, Frame, Outcome, Records
 from bench.storms import objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "noisy-shard"
 SUMMARY = "one of twenty tenants goes wild, then the server stands still: who else notices"
@@ -51,6 +56,8 @@ GRACE_US = 5 * MICROSECONDS
 """For a store that goes on after an outage, until everything is to work again."""
 SETTLE_US = 100_000
 """Answers that a stopped server had sent already may still arrive for so long."""
+AT_ONCE_US = MICROSECONDS
+"""What is known to be away is refused within that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +67,17 @@ class Parameters:
     runs_per_second: float = 50.0
     """Of all tenants together, without the noise; 5 writes each."""
     tenants: int = 20
+    """Tenants that share the store; one of them makes the noise."""
     noise_factor: float = 50.0
+    """Times as much work of that one in the second quarter."""
     noise_bytes: int = 8_000
+    """Bytes of each of its values meanwhile."""
     outage_s: float = 2.0
+    """How long the server is stopped; 0: it is not."""
+    shard_timeout_s: float = 5.0
+    """The server's ``--shard-timeout``, if one of its shards is stopped."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -126,35 +140,59 @@ def _run(tenant: int, name: str, due_us: int, size: int, draw: random.Random) ->
 # Checks.
 
 
+class _Outage(NamedTuple):
+    """When a server stood still or was gone, or one of its shards."""
+
+    at: int
+    until: int
+    shard: bool
+
+
 def checks(records: Records, parameters: Parameters) -> list[Verdict]:
     """Neighbours are served throughout, all again after the outage, which was one."""
     ops = timing.planned(records)
+    if records.facts["state"] != "COMPLETE":  # what was never sent is not the server's fault
+        ops = ops.where(ops["sent"] >= 0)
     outages = _outages(records)
     neighbours = ops.where(timing.begins(ops, "role", NEIGHBOUR.encode()))
-    return [_served(neighbours, outages), _recovered(records, ops), _still(ops, outages)]
+    return [
+        _served(neighbours, outages),
+        _recovered(records, ops),
+        _still(ops, outages),
+        _refused(ops, outages, parameters),
+    ]
 
 
-def _outages(records: Records) -> list[tuple[int, int]]:
-    """When the server stood still, or was gone."""
+def _outages(records: Records) -> list[_Outage]:
     incidents = records.frame(INCIDENTS)
     chosen = incidents.where(incidents["trouble"] != Trouble.DROP)
-    return list(zip(chosen["at"].tolist(), chosen["until"].tolist(), strict=True))
+    shard = chosen["trouble"] == Trouble.SHARD
+    rows = zip(chosen["at"].tolist(), chosen["until"].tolist(), shard.tolist(), strict=True)
+    return [_Outage(*row) for row in rows]
 
 
-def _served(ops: Frame, outages: list[tuple[int, int]]) -> Verdict:
-    """No call of a neighbour fails but for an outage."""
-    failed = (ops["outcome"] == Outcome.UNKNOWN) | (ops["outcome"] == Outcome.REFUSED)
-    failed |= ops["done"] < 0
+def _failed(ops: Frame) -> NDArray[np.bool_]:
+    unanswered = (ops["outcome"] == Outcome.UNKNOWN) | (ops["done"] < 0)
+    failed: NDArray[np.bool_] = unanswered | (ops["outcome"] == Outcome.REFUSED)
+    return failed
+
+
+def _served(ops: Frame, outages: list[_Outage]) -> Verdict:
+    """No call of a neighbour fails but for an outage of the whole server."""
     excused = np.zeros(len(ops), np.bool_)
-    for at, until in outages:
+    for at, until, shard in outages:
         ended = (ops["done"] >= 0) & (ops["done"] < at)
-        excused |= (ops["sent"] < until + GRACE_US) & ~ended
-    wrong = np.flatnonzero(failed & ~excused)
+        if not shard:
+            excused |= (ops["sent"] < until + GRACE_US) & ~ended
+    wrong = np.flatnonzero(_failed(ops) & ~excused)
     evidence = [
         f"{_call(ops, row)}, sent at {ops['sent'][row]} us, failed with code {ops['code'][row]}"
         for row in wrong
     ]
-    return verdict(f"{NAME}: neighbours are served", len(ops), evidence, timed=True)
+    rule, lacking = rule_of(_served), "no neighbour asked for anything"
+    return verdict(
+        f"{NAME}: neighbours are served", len(ops), evidence, rule=rule, lacking=lacking, timed=True
+    )
 
 
 def _call(ops: Frame, row: np.intp) -> str:
@@ -177,7 +215,9 @@ def _recovered(records: Records, ops: Frame) -> Verdict:
     """Soon after an outage every tenant that asks for something gets it."""
     tenants = _tenants(ops)
     checked, evidence = 0, []
-    for _, until in _outages(records):
+    for _, until, shard in _outages(records):
+        if shard and until + GRACE_US > records.facts["duration_us"]:
+            continue  # it may be refused for so long, and nobody asks afterwards
         asked = (ops["sent"] >= until) & (ops["sent"] < until + GRACE_US) & (tenants >= 0)
         good = asked & (ops["outcome"] == Outcome.OK) & (ops["done"] < until + 2 * GRACE_US)
         waiting = np.unique(tenants[asked])
@@ -186,32 +226,61 @@ def _recovered(records: Records, ops: Frame) -> Verdict:
             f"{objects.tenant(int(tenant))} was not served after the outage until {until} us"
             for tenant in np.setdiff1d(waiting, tenants[good])
         ]
-    return verdict(f"{NAME}: all are served again", checked, evidence, timed=True)
+    rule, lacking = rule_of(_recovered), "there was no outage"
+    return verdict(
+        f"{NAME}: all are served again", checked, evidence, rule=rule, lacking=lacking, timed=True
+    )
 
 
-def _still(ops: Frame, outages: list[tuple[int, int]]) -> Verdict:
-    """Nothing is answered while the server is stopped."""
+def _still(ops: Frame, outages: list[_Outage]) -> Verdict:
+    """Nothing is answered while the server is stopped, nothing of its tenant while a shard is."""
     checked, evidence = 0, []
-    for at, until in outages:
+    lost = _tenants(ops) == NOISY
+    for at, until, shard in outages:
         done = ops["done"]
         begun = (ops["sent"] >= at) & (ops["sent"] < until)
         inside = (done >= at + SETTLE_US) & (done < until - SETTLE_US)
-        answered = np.flatnonzero(inside & (ops["outcome"] != Outcome.UNKNOWN))
-        checked += int(begun.sum())
+        concerned = lost & ~_failed(ops) if shard else ops["outcome"] != Outcome.UNKNOWN
+        answered = np.flatnonzero(inside & concerned)
+        checked += int((begun & lost if shard else begun).sum())
         evidence += [
             f"{_call(ops, row)} was answered at {done[row]} us, while the server was stopped"
             for row in answered
         ]
-    return verdict(f"{NAME}: the outage was one", checked, evidence, timed=True)
+    rule, lacking = rule_of(_still), "there was no outage"
+    return verdict(
+        f"{NAME}: the outage was one", checked, evidence, rule=rule, lacking=lacking, timed=True
+    )
+
+
+def _refused(ops: Frame, outages: list[_Outage], parameters: Parameters) -> Verdict:
+    """Who needs a shard that is away learns it in time."""
+    patience_us = int((parameters.shard_timeout_s + 1) * MICROSECONDS)
+    checked, evidence = 0, []
+    for at, until, shard in outages:
+        asked = (_tenants(ops) == NOISY) & (ops["sent"] >= at) & (ops["sent"] < until) & shard
+        latest = np.maximum(ops["sent"] + AT_ONCE_US, at + patience_us)
+        answered = (ops["done"] >= 0) & (ops["done"] < until)
+        asked &= answered | (latest < until)  # else it is back before it is late
+        late = asked & ((ops["done"] < 0) | (ops["done"] > latest))
+        checked += int(asked.sum())
+        evidence += [
+            f"{_call(ops, row)}, sent {ops['sent'][row] - at} us into the outage,"
+            f" was answered at {ops['done'][row]} us, {latest[row]} us is the latest"
+            for row in np.flatnonzero(late)
+        ]
+    rule, lacking = rule_of(_refused), "no shard was stopped"
+    name = f"{NAME}: a lost shard is refused in time"
+    return verdict(name, checked, evidence, rule=rule, lacking=lacking, timed=True)
 
 
 # Measures.
 
 
 def measures(records: Records, parameters: Parameters) -> dict[str, float]:
-    """What the neighbours feel in each phase."""
-    ops = timing.planned(records)
-    ops = ops.where(timing.begins(ops, "role", NEIGHBOUR.encode()))
+    """What the neighbours feel in each phase, and what who needs a lost shard is told."""
+    all_ops = timing.planned(records)
+    ops = all_ops.where(timing.begins(all_ops, "role", NEIGHBOUR.encode()))
     duration_us = records.facts["duration_us"]
     took, due = timing.latencies_us(records, ops), ops["due"]
     noise_us, quiet_us = (int(duration_us * part) for part in NOISE_SPAN)
@@ -219,12 +288,35 @@ def measures(records: Records, parameters: Parameters) -> dict[str, float]:
     noise = took[(due >= noise_us) & (due < quiet_us)]
     found = timing.spread("neighbours_before", before) | timing.spread("neighbours_noise", noise)
     found |= timing.ratio("neighbours_noise_ratio", noise, before)
-    for at, until in _outages(records)[:1]:
+    for outage in _outages(records)[:1]:
+        at, until, _ = outage
         stopped = (due >= at) & (due < until)
         after = took[due >= until + MICROSECONDS]
         found |= timing.spread("neighbours_outage", took[stopped])
         found |= timing.spread("neighbours_after", after)
         found |= timing.ratio("neighbours_after_ratio", after, before)
-        if stopped.any():
+        if outage.shard:
+            found |= timing.ratio("neighbours_outage_ratio", took[stopped], before)
+            found |= _lost(all_ops, outage, parameters)
+        elif stopped.any():
             found["outage_backlog_ms"] = float((due + took)[stopped].max() - until) / 1000
+    return found
+
+
+def _lost(ops: Frame, outage: _Outage, parameters: Parameters) -> dict[str, float]:
+    """How long the tenant of a lost shard waited to be refused, and to be served again."""
+    at, until, _ = outage
+    ops = ops.where((_tenants(ops) == NOISY) & (ops["sent"] >= at) & (ops["done"] >= 0))
+    failed, done = _failed(ops), ops["done"]
+    refused = failed & (done < until)
+    known = refused & (ops["sent"] >= at + int(parameters.shard_timeout_s * MICROSECONDS))
+    back = done[~failed & (done >= until)]
+    found = {}
+    if refused.any():
+        found["lost_refused_first_ms"] = float(done[refused].min() - at) / 1000
+        found["lost_refused_longest_ms"] = float((done - ops["sent"])[refused].max()) / 1000
+    if known.any():
+        found["lost_refused_later_ms"] = float((done - ops["sent"])[known].max()) / 1000
+    if len(back):
+        found["lost_back_ms"] = float(back.min() - until) / 1000
     return found

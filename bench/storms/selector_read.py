@@ -23,7 +23,7 @@ import numpy as np
 from bench.plan import Actor, Plan, Step, Verb
 from bench.records import ITEMS, Frame, Outcome, Records
 from bench.storms import objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "selector-read"
 SUMMARY = "creates six kinds, then lists whole kinds as selectors make apiservers do"
@@ -46,9 +46,13 @@ class Parameters:
     """Numbers that a user may change."""
 
     objects_per_kind: int = 900
+    """Objects of each of six kinds that are created."""
     lists_per_second: float = 8.0
+    """Lists of a whole kind, in the second half."""
     page_objects: int = 500
+    """Objects of one page of a list."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -131,7 +135,7 @@ def _prefixes() -> tuple[bytes, ...]:
 
 
 def checks(records: Records, parameters: Parameters) -> list[Verdict]:
-    """Every list is whole."""
+    """Every list shows all objects that were there throughout, and its count is what it shows."""
     listed = [each for each in _listed(records) if each.is_whole]
     ops = timing.planned(records)
     creates = ops.where(ops["verb"] == Verb.CREATE)
@@ -144,7 +148,8 @@ def checks(records: Records, parameters: Parameters) -> list[Verdict]:
             least = int(np.searchsorted(done, each.pages["sent"][0]))
             most = int(np.searchsorted(sent, each.pages["done"][-1], "right"))
             evidence += _wrong(each, least, most)
-    return [verdict(f"{NAME}: lists are whole", len(listed), evidence)]
+    rule, lacking = rule_of(checks), "no list was answered whole"
+    return [verdict(f"{NAME}: lists are whole", len(listed), evidence, rule=rule, lacking=lacking)]
 
 
 def _wrong(listed: Listed, least: int, most: int) -> Iterator[str]:

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from bench.clock import MICROSECONDS
 from bench.plan import BOUND, WRITES, Actor, Edit, Object, Plan, Step, Verb, Watcher
 from bench.records import EVENTS, FINAL, OPS, PRELOADED, EventType, Frame, Outcome, Records
-from bench.storms import attempts, objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.storms import adoptions, attempts, objects, timing
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "swarm-burst"
 SUMMARY = "bursts of claims race for warm sandboxes; pools are refilled behind them"
@@ -63,6 +63,7 @@ class Parameters:
     claims: int = 50
     """In one burst, over all tenants."""
     burst_every_s: float = 4.0
+    """From one burst to the next."""
     tenants: int = 4
     """Each has one pool."""
     replicas: int = 50
@@ -72,6 +73,7 @@ class Parameters:
     dwell_s: float = 1.0
     """From Ready to the end of a claim."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -256,18 +258,10 @@ def checks(records: Records, parameters: Parameters) -> list[Verdict]:
     ops = timing.planned(records)
     return [
         _one_owner(records, ops),
-        _adopted_is_ready(ops),
+        adoptions.adopted_is_ready(f"{NAME}: claims = adoptions = Ready", records, ops, CANDIDATES),
         _populations(records, ops),
         _revisions(records),
     ]
-
-
-def _claims(ops: Frame) -> dict[int, bytes]:
-    """Names of the claims by their actors."""
-    creates = ops.where(timing.begins(ops, "role", b"claim.create"))
-    keys = creates.text("key")
-    pairs = zip(creates["actor"].tolist(), creates["key"].tolist(), strict=True)
-    return {actor: keys[key].rpartition(b"/")[2] for actor, key in pairs}
 
 
 def _pairs(frame: Frame, digests: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -290,7 +284,7 @@ def _one_owner(records: Records, ops: Frame) -> Verdict:
     heard = heard[np.isin(heard, tried)]
     each = np.unique(np.concatenate((acknowledged, heard)))
     keys, owners = np.unique(each // max(len(digests), 1), return_counts=True)
-    texts, names = adopts.text("key"), _claims(ops)
+    texts, names = adopts.text("key"), adoptions.claims(ops)
     evidence = []
     for key in keys[owners > 1].tolist():
         mine = adopts.where((adopts["key"] == key) & np.isin(tried, each))
@@ -303,7 +297,9 @@ def _one_owner(records: Records, ops: Frame) -> Verdict:
         )
         evidence.append(f"{texts[key].decode()} was adopted by {' and '.join(claims)}")
     there = _owners_in_the_end(records, adopts, names)
-    return verdict(f"{NAME}: one owner", len(keys) + len(there), [*evidence, *filter(None, there)])
+    evidence += filter(None, there)
+    count, rule, lacking = len(keys) + len(there), rule_of(_one_owner), "no Sandbox was adopted"
+    return verdict(f"{NAME}: one owner", count, evidence, rule=rule, lacking=lacking)
 
 
 def _owners_in_the_end(records: Records, adopts: Frame, names: dict[int, bytes]) -> list[str]:
@@ -337,27 +333,6 @@ def _owner(value: bytes) -> bytes:
     return found[1] if found else b""
 
 
-def _adopted_is_ready(ops: Frame) -> Verdict:
-    """Claims, adoptions and Readys are as many, but for actors that met an error."""
-    names = _claims(ops)
-    troubled = attempts.troubled_actors(ops)
-    done = ops.where(attempts.written(ops))
-    counts = {}
-    for role in (b"claim.create", b"claim.adopt", b"claim.ready"):
-        mine = done.where(timing.begins(done, "role", role))
-        counts[role] = np.bincount(mine["actor"], minlength=max(names, default=0) + 1)
-    claims = np.setdiff1d(np.flatnonzero(counts[b"claim.create"]), troubled)
-    evidence = []
-    for actor in claims.tolist():
-        adopted, ready = int(counts[b"claim.adopt"][actor]), int(counts[b"claim.ready"][actor])
-        if ready != 1 or adopted > 1 or (adopted == 0 and not len(troubled)):
-            evidence.append(
-                f"{names[actor].decode()} adopted {adopted} Sandboxes and was made Ready {ready} "
-                "times, without any error"
-            )
-    return verdict(f"{NAME}: claims = adoptions = Ready", len(claims), evidence)
-
-
 def _populations(records: Records, ops: Frame) -> Verdict:
     """Warm Sandboxes in the end are those of before and refilled ones less adopted ones."""
     preloaded = records.frame(PRELOADED)
@@ -372,15 +347,16 @@ def _populations(records: Records, ops: Frame) -> Verdict:
     for key, (_, value) in attempts.final_values(records).items():
         if key.startswith(objects.SANDBOXES) and not _owner(value):
             found[_tenant_of(key)] += 1
+    judge, rule = f"{NAME}: pool population", rule_of(_populations)
     if records.facts["state"] != "COMPLETE":
-        return verdict(f"{NAME}: pool population", 0, [])
+        return verdict(judge, 0, [], rule=rule, lacking="the run was cut short")
     evidence = [
         f"{tenant.decode()} has {found[tenant]} warm Sandboxes in the end; made and not adopted "
         f"were {least[tenant]} to {most[tenant]}"
         for tenant in sorted(most)
         if not least[tenant] <= found[tenant] <= most[tenant]
     ]
-    return verdict(f"{NAME}: pool population", len(most), evidence)
+    return verdict(judge, len(most), evidence, rule=rule, lacking="there was no Sandbox")
 
 
 def _tenant_of(key: bytes) -> bytes:
@@ -404,8 +380,11 @@ def _revisions(records: Records) -> Verdict:
     """
     judge = f"{NAME}: revision = writes"
     final, before = records.frame(FINAL), records.frame(PRELOADED)["mod"]
-    if not (len(final) and len(before) and attempts.is_calm(records) and records.facts["command"]):
-        return verdict(judge, 0, [])
+    rule, why = rule_of(_revisions), attempts.disturbance(records)
+    if not (len(final) and len(before)):
+        why = why or "there was nothing before the load or in the end"
+    if why := why or ("" if records.facts["command"] else "the server was not started here"):
+        return verdict(judge, 0, [], rule=rule, lacking=why)
     ops = records.frame(OPS)
     ops = ops.where(timing.is_verb(ops, WRITES) | _compactions(ops))
     done = ops.where(ops["outcome"] == Outcome.OK)
@@ -418,7 +397,8 @@ def _revisions(records: Records) -> Verdict:
         "may have expired with keys"
     )
     is_right = len(done) <= rose <= len(done) + unsure + expired
-    return verdict(judge, len(done), [] if is_right else [wrong])
+    lacking = "no write was acknowledged"
+    return verdict(judge, len(done), [] if is_right else [wrong], rule=rule, lacking=lacking)
 
 
 def _compactions(ops: Frame) -> timing.Mask:

@@ -31,7 +31,7 @@ from bench.clock import MICROSECONDS
 from bench.plan import Actor, Edit, Plan, Step, Verb, Watcher
 from bench.records import EVENTS, EventType, Frame, Outcome, Records
 from bench.storms import attempts, objects, timing
-from bench.verdicts import Verdict, verdict
+from bench.verdicts import Verdict, rule_of, verdict
 
 NAME = "tool-fanout"
 SUMMARY = "agents call tools, each a pod, and note every step in one growing object"
@@ -56,14 +56,17 @@ class Parameters:
     """Numbers that a user may change."""
 
     runs_per_second: float = 4.0
+    """Runs that begin, on average; each writes 10 k + 5 times for its k tools."""
     tenants: int = 10
+    """Namespaces that runs are spread over."""
     grown: float = 0.01
-    """Part of the runs whose R grows to 1.2 MB; at least one does, unless it is 0."""
+    """Part of the runs whose object R grows to 1.2 MB; at least one does, unless it is 0."""
     oversize: float = 0.001
-    """Part of the runs that try 1.6 MB; likewise."""
+    """Part of the runs whose R tries 1.6 MB, which is refused; at least one, unless it is 0."""
     keep_s: float = 8.0
     """From a run's end to the deletion of R."""
     apiservers: int = 2
+    """Each has a connection, a cache and a watch for every resource."""
 
 
 PRESETS: Mapping[str, Parameters] = {
@@ -254,7 +257,7 @@ def _written(ops: Frame) -> Mapping[bytes, _Written]:
 
 
 def _entries(records: Records, ops: Frame) -> Verdict:
-    """Every R, as it is in the end or was when it was deleted, is the sum of its updates."""
+    """Every run's object, in the end or when it was deleted, is the sum of its updates."""
     written = _written(ops)
     evidence: list[str] = []
     checked = 0
@@ -271,7 +274,8 @@ def _entries(records: Records, ops: Frame) -> Verdict:
         if known is not None:
             checked += 1
             evidence += _wrong_version(f"{keys[code].decode()}, deleted,", known, version)
-    return verdict(f"{NAME}: every step once", checked, evidence)
+    rule, lacking = rule_of(_entries), "no run's object was acknowledged and seen again"
+    return verdict(f"{NAME}: every step once", checked, evidence, rule=rule, lacking=lacking)
 
 
 def _wrong(key: str, written: _Written, version: int, value: bytes) -> Iterator[str]:
@@ -299,7 +303,7 @@ def _wrong_version(key: str, written: _Written, version: int) -> Iterator[str]:
 
 
 def _refusals(records: Records, ops: Frame) -> Verdict:
-    """Too large a request: etcd's text, and the actor's next call is on the same connection."""
+    """Too large a request is refused in etcd's words, and its connection lives on."""
     too_large = ops.where(timing.begins(ops, "role", OVERSIZE.encode()) & (ops["refusal"] > 0))
     too_large = too_large.where(too_large["code"] != DEADLINE_EXCEEDED)
     messages, keys = too_large.text("message"), too_large.text("key")
@@ -314,7 +318,10 @@ def _refusals(records: Records, ops: Frame) -> Verdict:
         after = ops.where((ops["actor"] == actor) & (ops["step"] == step + 1))
         if attempts.is_calm(records) and len(after) and after["connection"][0] != connection:
             evidence.append(f"{told} ended connection {connection}")
-    return verdict(f"{NAME}: too large is refused", len(too_large), evidence)
+    rule, lacking = rule_of(_refusals), "nothing too large was sent"
+    return verdict(
+        f"{NAME}: too large is refused", len(too_large), evidence, rule=rule, lacking=lacking
+    )
 
 
 # Measures.

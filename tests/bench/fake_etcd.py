@@ -60,6 +60,10 @@ class Fault(StrEnum):
     FALSE_COMPACTION = auto()
     """A watch is canceled as compacted, and nobody has compacted."""
     EMPTY_PAGE = auto()
+    MORE_DENIED = auto()
+    MORE_PROMISED = auto()
+    WRONG_COUNT = auto()
+    """Of a page that is cut short by its limit."""
     EMPTY_STORE = auto()
     """A list of everything shows and counts nothing."""
     UNKNOWN_TWICE = auto()
@@ -268,6 +272,12 @@ class FakeEtcd:
         if not request.count_only:
             shown = found[: request.limit] if request.limit else found
             answer.more = len(shown) < len(found)
+            if self.occasion(Fault.MORE_DENIED, when=answer.more):
+                answer.more = False
+            if self.occasion(Fault.MORE_PROMISED, when=request.limit > 1 and not answer.more):
+                answer.more = True
+            if self.occasion(Fault.WRONG_COUNT, when=answer.more):
+                answer.count += 1
             if len(shown) > 2 and self.occasion(Fault.TORN_PAGE):
                 del shown[1]
             if 1 < request.limit < len(found) and self.occasion(Fault.EMPTY_PAGE):
@@ -405,6 +415,7 @@ async def main(port: int, fault: Fault, after: int) -> None:
         on_failure=complain,
     )
     sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it may be killed and come back
     sock.bind(("127.0.0.1", port))
     server.listen(sock)
     await asyncio.Event().wait()

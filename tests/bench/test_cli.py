@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -21,7 +22,7 @@ from bench.options import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INVALID, EXIT_REFUS
 from bench.plan import Verb
 from bench.report.results import Results
 from bench.run.session import Wish, make_plan
-from bench.storms import STORMS
+from bench.storms import STORMS, bounds, meanings, told
 from bench.targets import Target
 from tests.bench.report.made import session as make_session
 
@@ -103,7 +104,18 @@ def test_storms_are_listed_with_what_they_do() -> None:
     assert list(STORMS) == [line.split()[0] for line in told.splitlines()]
     code, told = say("storms", "swarm-burst")
     assert code == 0
-    assert re.search(r"^claims +50 +300 +1000 +3000$", told, re.MULTILINE)
+    assert re.search(r"^claims +50 +300 +1000 +3000\n  In one burst, over ", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", STORMS)
+def test_every_parameter_has_a_meaning(name: str) -> None:
+    """What a user may change is told in a sentence, for every storm."""
+    said = meanings(STORMS[name])
+    assert set(said) == set(asdict(STORMS[name].PRESETS["xs"]))
+    assert all(text.endswith(".") for text in said.values())
+    shown = say("storms", name)[1]
+    for parameter, text in said.items():
+        assert f"{text} ({told(bounds(STORMS[name], parameter))})" in shown
 
 
 @pytest.mark.parametrize(
@@ -113,14 +125,14 @@ def test_storms_are_listed_with_what_they_do() -> None:
         (["run", "calm"], "no storm 'calm'; there are idle-background, "),
         (["run", "hot-status", "--preset", "xxl"], "no preset 'xxl'; there are xs, s, m, l"),
         (["run", "hot-status", "--set", "claims=1"], "no parameter 'claims'; there are writers, "),
-        (["run", "hot-status", "--set", "writers=many"], "a whole number of 0 or more is wanted"),
-        (["run", "hot-status", "--set", "writers"], "--set writers: NAME=VALUE"),
-        (["run", "hot-status", "--set", "apiservers=0"], "a whole number of 1 or more is wanted"),
-        (["run", "swarm-burst", "--set", "tenants=0"], "a whole number of 1 or more is wanted"),
+        (["run", "hot-status", "--set", "writers=many"], "a whole number of 1 to 1,000 is wanted"),
+        (["run", "hot-status", "--set", "writers"], "--set writers: NAME=VALUE is wanted"),
+        (["run", "hot-status", "--set", "apiservers=0"], "a whole number of 1 to 100 is wanted"),
+        (["run", "swarm-burst", "--set", "tenants=0"], "a whole number of 1 to 10,000 is wanted"),
         (["run", "hot-status"], "nothing to measure: --start ours, --start etcd or --target"),
         (["run", "hot-status", "--start", "redis"], "ours, etcd, kine, or NAME=COMMAND"),
         (["run", "hot-status", "--start", "ours", "--start", "ours"], "two targets are named ours"),
-        (["run", "hot-status", "--target", "x=https://h:1"], "NAME=http://HOST:PORT"),
+        (["run", "hot-status", "--target", "x=https://h:1"], "NAME=http://HOST:PORT is wanted"),
         (["run", "hot-status", "--target", "x=h:port"], "--target x=h:port: "),
         (["run", "hot-status", "--target", "../x=h:1"], "'../x' is no name for a target"),
         (["run", "hot-status", "--start", "etcd", "--etcd-bin", "/none"], "/none: not a program"),
@@ -144,6 +156,8 @@ def test_wrong_words_are_refused_in_one_line(
         ["--seconds", "nan"],
         ["--seconds", "inf"],
         ["--seconds", "0.5"],
+        ["--seconds", "0"],
+        ["--reps", "0"],
         ["--timeout", "nan"],
         ["--seed", "-1"],
         ["--capacity", "--p99-ms", "-3"],
@@ -157,7 +171,8 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, words: list[str]) -> 
     started = ["--start", "x=/nonexistent {port} {dir}", "--out", str(out)]
     code, told = say("run", "hot-status", *started, *words)
     assert code == EXIT_REFUSED
-    assert f"Error: Invalid value for '{words[-2]}'" in told
+    assert told.startswith(f"kvstore-bench: Invalid value for '{words[-2]}': ")
+    assert told.count("\n") == 1
     assert not out.exists()
 
 
@@ -170,14 +185,6 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, command: list[s
     code, told = say(*command, *words, "--out", "/proc/foo")
     assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
     assert "--out /proc/foo: " in told
-
-
-def test_a_search_of_capacity_begins_above_nothing(tmp_path: Path) -> None:
-    """A rate of 0 can be doubled for ever."""
-    words = ["run", "swarm-burst", "--set", "claims=0", "--start", "ours", "--capacity"]
-    code, told = say(*words, "--out", str(tmp_path / "out"))
-    assert (code, told.count("\n")) == (EXIT_REFUSED, 1)
-    assert "claims is 0" in told
 
 
 def results(states: Sequence[str], session: str = "COMPLETE") -> Results:
@@ -195,10 +202,11 @@ def results(states: Sequence[str], session: str = "COMPLETE") -> Results:
         (["PASS", "PASS"], "COMPLETE", 0, ""),
         (["PASS", "FAIL"], "COMPLETE", EXIT_FAILED, ""),
         (["INVALID", "FAIL"], "COMPLETE", EXIT_FAILED, ""),
-        (["PASS", "INVALID"], "COMPLETE", EXIT_INVALID, "INVALID: target-1: late by 9 s"),
-        (["NOT JUDGED"], "COMPLETE", EXIT_INVALID, "NOT JUDGED: target-0: late by 9 s"),
+        (["PASS", "INVALID"], "COMPLETE", EXIT_INVALID, ""),
+        (["NOT JUDGED"], "COMPLETE", EXIT_INVALID, ""),
         (["INCOMPLETE", "PASS"], "COMPLETE", EXIT_INCOMPLETE, "INCOMPLETE: "),
         (["INVALID"], "INCOMPLETE", EXIT_INCOMPLETE, "INCOMPLETE: "),
+        (["FAIL", "INCOMPLETE"], "INCOMPLETE", EXIT_FAILED, "INCOMPLETE: "),
     ],
 )
 def test_the_exit_code_tells_how_it_came_out(
@@ -214,55 +222,17 @@ def test_the_exit_code_tells_how_it_came_out(
     A gate that asks for verdicts alone takes a session whose timings are not to be believed.
     """
     monkeypatch.setattr("bench.cli._record", lambda _: False)
-    monkeypatch.setattr("bench.cli.make_report", lambda *_: results(states, session))
+    monkeypatch.setattr("bench.cli.build", lambda *_: results(states, session))
+    monkeypatch.setattr("bench.cli.keep", lambda *_: None)
     monkeypatch.setattr("bench.cli.summary", lambda _: [])
     found, told = say("run", "hot-status", "--start", "ours", "--out", str(tmp_path / "out"))
     assert found == code
     assert line in told
+    assert "late by 9 s" not in told, "reasons are the summary's, once"
     file = tmp_path / "gate.yaml"
     file.write_text("targets: [ours]\nstorms: {hot-status: }")
     found, _ = say("gate", str(file), "--out", str(tmp_path / "out"))
     assert found == (0 if set(states) <= {"PASS", "INVALID"} else EXIT_FAILED)
-
-
-def test_capacity_is_told_as_it_was_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line has the rate that was run, in whole numbers where it is a count; so has the last.
-
-    A server that ends within a probe has missed it.
-    """
-    ran: list[int] = []
-
-    def record(wish: Wish) -> bool:
-        ran.append(wish.parameters.claims)
-        return False
-
-    def report(*_: object) -> Results:
-        state = "PASS" if ran[-1] <= 11 else "INCOMPLETE"
-        found = results([state])
-        found["targets"][0]["medians"] = {}
-        return found
-
-    monkeypatch.setattr("bench.cli._record", record)
-    monkeypatch.setattr("bench.cli.make_report", report)
-    words = ["run", "swarm-burst", "--set", "claims=3", "--start", "ours", "--capacity"]
-    code, told = say(*words, "--out", str(tmp_path / "out"))
-    assert code == 0
-    assert ran == [3, 6, 12, 8, 10, 11]
-    said = [int(line.split()[2]) for line in told.splitlines()[:-1]]
-    assert said == ran
-    assert told.splitlines()[-1] == "ours: capacity is 11 claims"
-
-
-def test_a_capacity_that_nobody_saw_is_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where not one probe could be believed there is no figure, and the exit code says so."""
-    monkeypatch.setattr("bench.cli._record", lambda _: False)
-    monkeypatch.setattr("bench.cli.make_report", lambda *_: results(["INVALID"]))
-    words = ["run", "swarm-burst", "--start", "ours", "--capacity"]
-    code, told = say(*words, "--out", str(tmp_path / "out"))
-    assert code == EXIT_INVALID
-    assert told.splitlines()[-1] == "ours: capacity is unknown"
 
 
 def test_what_was_measured_is_not_overwritten(tmp_path: Path) -> None:
@@ -404,17 +374,68 @@ def test_a_server_that_runs_is_left_as_it_was(tmp_path: Path) -> None:
             server.kill()
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "Usage: "),
+        (["frobnicate"], "kvstore-bench: No such command 'frobnicate'."),
+        (["run"], "kvstore-bench: Missing argument 'STORM'."),
+        (
+            ["report", "/no/such"],
+            "kvstore-bench: Invalid value for 'FOLDER': Directory '/no/such' ",
+        ),
+    ],
+)
+def test_words_that_make_no_command_are_one_line(words: list[str], complaint: str) -> None:
+    """But who says nothing at all is shown what there is."""
+    code, told = say(*words)
+    assert code == EXIT_REFUSED
+    assert told.startswith(complaint)
+    assert (told.count("\n") == 1) == bool(words)
+
+
+def test_kills_are_refused_by_their_name(tmp_path: Path) -> None:
+    """A server that was there already is not killed, and the line names the option that asked."""
+    out = str(tmp_path / "out")
+    words = ["run", "hot-status", "--target", "mine=127.0.0.1:1", "--out", out]
+    code, told = say(*words, "--kill9", "2")
+    assert code == EXIT_REFUSED
+    assert told == "kvstore-bench: --kill9 2 kills its server: mine was not started here\n"
+
+
+def test_every_option_says_what_it_is() -> None:
+    """The help of a run leaves nobody to guess, and tells what holds if nothing is said."""
+    run = main.commands["run"]
+    assert all(option.help for option in run.params if isinstance(option, click.Option))
+    told = " ".join(say("run", "--help")[1].split())
+    assert "[default: 30 at xs, 300 else; 60 with --capacity]" in told
+
+
+def test_interrupted_between_phases_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C that nobody else takes, as while a report is made, is one line and INCOMPLETE."""
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.cli.find", interrupt)
+    code, told = say("storms", "swarm-burst")
+    assert code == EXIT_INCOMPLETE
+    assert told.strip() == "kvstore-bench: interrupted; what has been recorded is kept"
+
+
 @pytest.mark.parametrize("command", ["report", "compare", "picture"])
 def test_a_folder_without_a_session_is_refused(tmp_path: Path, command: str) -> None:
-    """One line, no traceback."""
+    """One line that says so, no traceback."""
     others = {"report": [], "compare": [str(tmp_path)], "picture": [str(tmp_path / "x.png")]}
     code, told = say(command, str(tmp_path), *others[command])
     assert code == EXIT_REFUSED
     assert told.count("\n") == 1
+    assert ": no session: " in told
+    assert "Error" not in told
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["", "{", "{}", '{"fingerprint": "x"}'])
+@pytest.mark.parametrize("damage", ["", "{", "{}", "[]", "7", '{"fingerprint": "x"}'])
 @pytest.mark.parametrize("file", ["session.json", "ours/0/run.json", "ours/0/ops.0.parquet"])
 def test_a_damaged_session_is_refused(tmp_path: Path, file: str, damage: str) -> None:
     """Whatever is cut off or missing is told in one line with the folder's name."""

@@ -106,7 +106,7 @@ def test_target_refused(text: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("theirs", "--start theirs: ours, etcd, kine, or NAME=COMMAND with {port}"),
+        ("theirs", "--start theirs: wanted is ours, etcd, kine, or NAME=COMMAND with {port}"),
         ("a=run {port}", "NAME=COMMAND"),
         ("a=run {dir}", "NAME=COMMAND"),
         ("=run {port} {dir}", "'' is no name"),
@@ -145,6 +145,20 @@ def test_known_servers(name: str) -> None:
     assert "fsync" in target.durability
     assert "127.0.0.1:1" in filled
     assert "/data dir" in filled
+
+
+@pytest.mark.parametrize(
+    ("tells", "flag"), [("  -listen string", " -dir "), ("--listen-client-urls", " --data-dir ")]
+)
+def test_the_flags_of_an_etcd_are_those_that_it_tells(
+    tmp_path: Path, tells: str, flag: str
+) -> None:
+    """The reference is known by its help, whatever its file is called, and so is etcd itself."""
+    for name in ("etcdref36", "etcd"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho '{tells}' >&2\nexit 2\n")
+        program.chmod(0o755)
+        assert flag in parse_start("etcd", Binaries(str(program))).command
 
 
 def test_known_servers_log_as_little_as_each_other() -> None:
@@ -260,17 +274,16 @@ def test_its_children_end_too(command: str, how: str) -> None:
         until(lambda: listening(running))
         child = psutil.Process(int((running._data / "child").read_text()))
         assert running.usage().rss_bytes > child.memory_info().rss
-        running.kill() if how == "kill" else running.stop()
+        running.kill() if how == "kill" else running.stop(20)
         until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_stop(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_stop(command: str) -> None:
     """Who does not heed SIGTERM is killed after a while."""
-    monkeypatch.setattr("bench.targets.STOP_TIMEOUT", 0.2)
     with Running(Target(name="little", command=command + " deaf")) as running:
         until(lambda: listening(running))
-        running.stop()
+        running.stop(0.2)
         assert running._process is not None
         assert running._process.returncode == -signal.SIGKILL
 
@@ -285,6 +298,35 @@ def test_a_server_that_ends_by_itself() -> None:
         assert running.usage().rss_bytes == 0
         running.kill()
         running.pause()
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("no such flag: -x\nUsage of server:\n  -dir string\n    where", "no such flag: -x"),
+        ("a\npanic: no disk\n\ngoroutine 1 [running]:\nmain.go:7", "panic: no disk"),
+        ("Traceback (most recent call last):\n  File\nOSError: no disk\n", "OSError: no disk"),
+        ("usage: server\nserver: error: no such flag\n", "server: error: no such flag"),
+        ("x" * 100_000, "x" * 300),
+        ("", ""),
+    ],
+    ids=["usage", "stack", "traceback", "usage-first", "long", "nothing"],
+)
+def test_a_complaint_is_one_line(tmp_path: Path, written: str, complaint: str) -> None:
+    """However much a server writes as it ends, one line tells why; help and stacks do not."""
+    (tmp_path / "said").write_text(written)
+    command = f"sh -c 'cat {tmp_path}/said >&2; : {{port}} {{dir}}; exit 2'"
+    with Running(Target(name="x", command=command)) as running:
+        until(lambda: not running.alive)
+        assert (running.log_tail(), running.end) == (complaint, "ended with code 2")
+
+
+def test_a_program_that_is_no_server_is_told_what_to_do() -> None:
+    """Whoever ends with code 0 is named, with the way to start something else."""
+    with Running(Target(name="x", command="true {port} {dir}")) as running:
+        until(lambda: not running.alive)
+        assert running.end.startswith("ended with code 0, as no server does: is true one")
+        assert "--start NAME=COMMAND" in running.end
 
 
 def test_a_program_that_does_not_exist() -> None:

@@ -57,6 +57,15 @@ async def test_a_refusal_is_an_error() -> None:
         assert 14 == lost.value.code
 
 
+async def test_leaving_waits_for_the_end() -> None:
+    """Who has left has no connection any more, and may do so again."""
+    async with living() as world:
+        made = await reach(world.site.host, world.site.port, 0)
+        await made.leave()
+        assert made._connection.lost
+        await made.leave()
+
+
 @pytest.mark.parametrize("there", [False, True])
 async def test_range_stream(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - a parameter
     """A server has RangeStream unless it says that it has not."""

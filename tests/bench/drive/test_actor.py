@@ -171,13 +171,32 @@ async def test_adopt_takes_the_first_without_owner() -> None:
 
 
 async def test_nothing_to_adopt() -> None:
-    """If others were faster the step is over, and what needs its name is left out."""
+    """If others were faster the step is lost, which is recorded with the time when it was seen, and
+    what needs its name is left out.
+    """
     async with living(PODS) as world:
         world.store.put(KEY, other(owner="them"))
         await eventually(lambda: world.apiserver.known(KEY) is not None)
         adopt = Step(Verb.ADOPT, b"", "adopt", candidates=(KEY,))
         await world.done(adopt, Step(Verb.CREATE, PODS + b"{bound}", "x", shape="pod"), GET)
-        assert [(Verb.GET, Outcome.OK)] == outcomes(world)
+        assert [(Verb.ADOPT, Outcome.CONFLICT), (Verb.GET, Outcome.OK)] == outcomes(world)
+        lost, read = world.rows(OPS, actor=0)
+        assert (KEY, world.site.zero_us - 1, 0) == (lost["key"], lost["sent"], lost["code"])
+        assert int(lost["due"]) <= int(lost["done"]) <= int(read["sent"])
+
+
+async def test_a_race_for_the_last_candidate() -> None:
+    """Who loses the last one at the store has lost the step, after the call that says so."""
+    async with living(PODS) as world:
+        world.store.put(KEY, other())
+        await eventually(lambda: world.apiserver.known(KEY) is not None)
+        world.store.before.append(lambda: world.store.put(KEY, other(owner="them")))
+        await world.done(Step(Verb.ADOPT, b"", "adopt", shape="pod", size=300, candidates=(KEY,)))
+        call, lost = world.rows(OPS, actor=0)
+        assert (Outcome.CONFLICT, 0) == (call["outcome"], call["attempt"])
+        assert (Outcome.CONFLICT, 1) == (lost["outcome"], lost["attempt"])
+        assert int(call["done"]) <= int(lost["done"])
+        assert int(call["sent"]) > int(lost["sent"]) == world.site.zero_us - 1
 
 
 def unsent(world: World) -> list[tuple[int | bytes, ...]]:

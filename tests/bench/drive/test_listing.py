@@ -40,6 +40,7 @@ async def test_pages(limit: int) -> None:
         pages = world.rows(OPS, verb=Verb.LIST)
         assert len(pages) == (-(-5 // limit) if limit else 1)
         assert [0, *[head] * (len(pages) - 1)] == [page["at"] for page in pages]
+        assert [*[1] * (len(pages) - 1), 0] == [page["found"] for page in pages]
         assert {(3, 4, b"test", PODS)} == {
             (page["actor"], page["step"], page["role"], page["key"]) for page in pages
         }

@@ -218,6 +218,32 @@ async def test_finish_records_calls_in_flight(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_progress_tells_whether_there_is_a_connection(tmp_path: Path) -> None:
+    """Before anybody wants one all is well; with a server that is gone it is told that none is."""
+    said: list[bool] = []
+
+    def say(**facts: object) -> None:
+        if facts["said"] == "progress":
+            said.append(bool(facts["connected"]))
+
+    made = plan_of([UPDATE], duration_us=60_000_000)
+    async with serving() as (_, port):
+        assign(tmp_path, made, port)
+        worker = Worker(tmp_path, 0, say)
+        async with asyncio.TaskGroup() as group:
+            await worker.prepare(group)
+            await worker.watch(group)
+            load = group.create_task(worker.load(now_us()))
+            await eventually(lambda: said[-2:] == [True, True])
+            worker.site.port = 1
+            for line in worker._lines:
+                line.close(reset=True)
+            await eventually(lambda: said[-2:] == [False, False])
+            worker.finish()
+            load.cancel()
+    assert said[0]
+
+
 async def test_finish_records_calls_of_a_connection_that_closes(tmp_path: Path) -> None:
     """What is under way on a connection that takes no more calls is recorded as well."""
     made = plan_of([UPDATE], duration_us=60_000_000)

@@ -47,6 +47,9 @@ CAUGHT_BY: dict[Fault, tuple[str, int]] = {
     Fault.NO_WATCH: ("Everyone is watching", 1),
     Fault.FALSE_COMPACTION: ("Resumable", 1),
     Fault.EMPTY_PAGE: ("Snapshot", 10),
+    Fault.MORE_DENIED: ("Snapshot", 5),
+    Fault.MORE_PROMISED: ("Snapshot", 5),
+    Fault.WRONG_COUNT: ("Snapshot", 5),
     Fault.EMPTY_STORE: ("Final state", 1),
     Fault.UNKNOWN_TWICE: ("Errors attributable", 30),
 }

@@ -282,6 +282,17 @@ def page_miscounted(world: World) -> None:
     op["count"] = number(op, "count") + 1
 
 
+def more_denied(world: World) -> None:
+    """A page with others behind it says that nothing more follows."""
+    next(world.find("ops", verb=Verb.LIST, found=1))["found"] = 0
+
+
+def more_promised(world: World) -> None:
+    """The last page says that more follows."""
+    ops = world.find("ops", verb=Verb.LIST, found=0)
+    next(op for op in ops if text(op, "key") == PODS)["found"] = 1
+
+
 def miscounted(world: World) -> None:
     """A count is one too low."""
     op = list(world.find("ops", verb=Verb.COUNT))[3]
@@ -411,6 +422,8 @@ FAULTS: dict[Callable[[World], None], tuple[str, str]] = {
     page_of_another_revision: ("Snapshot", "LIST"),
     unordered_page: ("Snapshot", "after"),
     page_miscounted: ("Snapshot", "counted"),
+    more_denied: ("Snapshot", "said that nothing more follows"),
+    more_promised: ("Snapshot", "said that more follows; nothing did"),
     miscounted: ("Snapshot", "counted"),
     read_compacted: ("Snapshot", "had been compacted"),
     expired_early: ("TTL window", "s too early"),

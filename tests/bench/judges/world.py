@@ -291,7 +291,8 @@ class World:
         while True:
             some = {key: there[key] for key in keys[:PAGE]}
             asked = at if page else 0
-            op = self.op(Verb.LIST, prefix, at=asked, attempt=page, count=len(keys), step=step)
+            more = {"found": int(len(keys) > PAGE), "count": len(keys)}
+            op = self.op(Verb.LIST, prefix, at=asked, attempt=page, step=step, **more)
             self.items(op, some)
             keys, page = keys[PAGE:], page + 1
             if not keys:

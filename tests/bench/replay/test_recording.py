@@ -1,7 +1,12 @@
 """A client behind the proxy is served as without it, and the file holds what was said."""
 
 import asyncio
+import os
 import re
+import resource
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -227,10 +232,56 @@ def test_rows_in_memory_are_bounded(tmp_path: Path) -> None:
 
 
 def test_file_that_is_no_trace(tmp_path: Path) -> None:
-    """Something else is refused by one line."""
-    (tmp_path / "other").write_bytes(b"PAR1 or so")
-    with pytest.raises(TraceError, match="cannot be read"):
+    """Something else is refused by one line of ours, as is a recording that has lost its end."""
+    (tmp_path / "other").write_bytes(b"something else")
+    with pytest.raises(TraceError, match="is not a recording of kvstore-bench"):
         Trace(tmp_path / "other")
+    writer = TraceWriter(tmp_path / "whole", ABOUT)
+    writer.add(Row(0, Kind.DOWN, 0, 0, message=secrets.token_bytes(100_000)))
+    writer.close(SUMMARY)
+    whole = (tmp_path / "whole").read_bytes()
+    for size in (10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut").write_bytes(whole[:size])
+        with pytest.raises(TraceError, match="a recording that was not finished"):
+            Trace(tmp_path / "cut")
+    changed = whole[:50_000] + bytes([whole[50_000] ^ 1]) + whole[50_001:]
+    for damaged in (whole[:4] + bytes(50_000) + whole[50_004:], changed):
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(TraceError, match="is damaged in its part 0"):
+            list(Trace(tmp_path / "damaged"))
+
+
+@contextmanager
+def files_hold(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writes", [1, 6], ids=["at its end", "before"])
+async def test_disk_that_is_full_is_said(tmp_path: Path, writes: int) -> None:
+    """The one line says why, once, and that nothing is kept; nothing is."""
+    out, stop = tmp_path / "trace", asyncio.Event()
+    told: asyncio.Queue[str] = asyncio.Queue()
+    async with living(House([memory()])) as house:
+        upstream = f"127.0.0.1:{house.port}"
+        task = asyncio.create_task(record_to(out, upstream, stop, told=told.put_nowait))
+        port = int((await told.get()).rpartition(":")[2])
+        with files_hold(100_000):
+            async with client(port) as user:
+                with suppress(grpc.aio.AioRpcError):  # the recording ends once it cannot go on
+                    for number in range(writes):
+                        value = secrets.token_bytes(1_000_000)
+                        await user.txn(create(KEY + b"%d" % number, value))
+                stop.set()
+                with pytest.raises(TraceError) as raised:
+                    await task
+    assert str(raised.value) == f"{out} cannot be written: file too large; nothing is kept"
+    assert await asyncio.to_thread(os.listdir, tmp_path) == []
 
 
 def test_all_of_the_api_is_recorded() -> None:

@@ -1,18 +1,25 @@
 """A recorded trace, replayed to a fresh server, ends in the same state, and its judges hold."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from google.protobuf.message import Message
 
-from bench.plan import Verb
-from bench.records import EVENTS, MESSAGES, OPS, WATCHES, MessageKind, Records
-from bench.replay import proxy
+from bench.capsule import Speeds
+from bench.plan import WRITES, Verb
+from bench.records import EVENTS, MESSAGES, OPS, WATCHES, MessageKind, Outcome, Records
+from bench.replay.calls import CUT_OFF, EMPTY, UNJUDGED, WITHHELD
+from bench.replay.player import Line, Player
+from bench.replay.script import Act
 from bench.replay.session import Playing, Replayed, Wish, replay
 from bench.replay.trace import Kind, Row, TraceWriter
+from bench.replay.watching import WatchStream
 from bench.targets import Target, TargetError
 from kvstore.pb import rpc_pb2 as pb
 from tests.bench.replay.stand import (
@@ -30,11 +37,15 @@ from tests.bench.replay.stand import (
     update,
     watch_from,
 )
+from tests.bench.stopping import connections_when_stopped
 from tests.house import House, living, memory
 
 pytestmark = pytest.mark.slow
 PODS = b"/registry/pods/"
 END = b"/registry/pods0"
+MACHINE = Speeds(100.0, 200.0, 10.0)
+LATE = 0.03
+"""Seconds; longer than a few calls of another client take."""
 
 
 async def everything(port: int) -> list[tuple[bytes, bytes, int]]:
@@ -99,7 +110,7 @@ async def replayed(folder: Path, to: Target, *, speed: float = 5.0) -> Replayed:
     stop = asyncio.Event()
     playing = Playing(wish, stop, lambda *_: None)
     await playing.check()
-    return await playing.play(to)
+    return await playing.play(to, MACHINE)
 
 
 def wrong(done: Replayed) -> dict[str, list[str]]:
@@ -108,9 +119,34 @@ def wrong(done: Replayed) -> dict[str, list[str]]:
     return {v.judge: list(v.evidence) for v in done.verdicts if not v.passed}
 
 
+async def late_do(
+    self: Player,
+    line: Line,
+    act: Act,
+    request: Message | None,
+    due_us: int,
+    _do: Callable[..., Awaitable[None]] = Player._do,
+) -> None:
+    """The second client is slower than it was: the first is ahead of it where it may be."""
+    if act.call.connection == 1:
+        await asyncio.sleep(LATE)
+    await _do(self, line, act, request, due_us)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in-time", "late"])
 @pytest.mark.parametrize("scrub", [False, True], ids=["whole", "scrubbed"])
-async def test_replay_ends_in_the_same_state(tmp_path: Path, scrub: bool) -> None:  # noqa: FBT001
-    """Same keys and versions, same values unless they were scrubbed, and all judges hold."""
+async def test_replay_ends_in_the_same_state(
+    tmp_path: Path,
+    scrub: bool,  # noqa: FBT001 - a parameter
+    late: bool,  # noqa: FBT001 - likewise
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Same keys and versions, same values unless they were scrubbed, and all judges hold.
+
+    Whichever client is faster: nothing orders the reads of one after the writes of the other.
+    """
+    if late:
+        monkeypatch.setattr(Player, "_do", late_do)
     async with recording(tmp_path / "trace", scrub=scrub) as stand:
         await use(stand.port)
         due = await everything(stand.house.port)
@@ -128,7 +164,8 @@ async def test_replay_ends_in_the_same_state(tmp_path: Path, scrub: bool) -> Non
         assert not {v for _, v, _ in got} & {v for _, v, _ in due}
     else:
         assert got == due
-    assert (done.state, dict(done.unmapped)) == ("COMPLETE", {})
+    assert (done.state, dict(done.unmapped), dict(done.not_sent)) == ("COMPLETE", {}, {})
+    assert done.counts.sent == done.recorded, "streams are calls, too"
     assert not done.counts.otherwise
     assert not done.counts.unjudged
     checked = {verdict.judge for verdict in done.verdicts if verdict.checked}
@@ -141,11 +178,16 @@ async def test_replay_ends_in_the_same_state(tmp_path: Path, scrub: bool) -> Non
     assert pages["attempt"].tolist() == [0, 1]
     # Revisions that were told and asked for again are those of this store, ten further on.
     assert pages["at"].tolist() == [0, pages["revision"][0]]
+    # On the other connection that revision stands for all writes of pods up to it, but the last.
+    names = [ops.text("key")[code] for code in ops["key"].tolist()]
+    early = [name.startswith(PODS) and name != PODS + b"9" for name in names]
+    wrote = np.isin(ops["verb"], WRITES) & (ops["outcome"] == Outcome.OK) & early
+    written = ops["revision"][wrote].max()
     starts = Records(done.folder).frame(WATCHES)["start"].tolist()
-    assert sorted(starts)[0::2] == [0, pages["revision"][0] + 1]
+    assert sorted(starts)[0::2] == [0, written + 1]
     (compact,) = ops.where((ops["verb"] == Verb.COMPACT) & (ops["at"] > 0))["at"].tolist()
     # Writes of others that are not answered yet may keep it back; it is never ahead.
-    assert 0 < compact < pages["revision"][0]
+    assert 0 < compact <= written
 
 
 async def test_however_fast_nothing_is_sent_before_what_it_follows_from(tmp_path: Path) -> None:
@@ -282,30 +324,34 @@ async def test_what_cannot_be_translated_is_counted(tmp_path: Path) -> None:
 
 
 async def test_what_judges_cannot_follow_is_not_judged(tmp_path: Path) -> None:
-    """A Txn that writes two keys is sent and counted, and there are no verdicts to mistake."""
-    puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"k%d" % n, value=b"v")) for n in range(2)]
-    both = pb.TxnRequest(success=puts).SerializeToString()
-    trace_of(tmp_path, (f"{KV}/Txn", both, 14), (f"{KV}/Txn", create(PODS, b""), 14))
+    """A put of whatever value there is is sent and counted; there are no verdicts to mistake."""
+    keep = pb.PutRequest(key=PODS, ignore_value=True).SerializeToString()
+    trace_of(tmp_path, (f"{KV}/Txn", create(PODS, b"value"), 14), (f"{KV}/Put", keep, 14))
     async with target() as (house, to):
         done = await replayed(tmp_path, to)
-        assert [key for key, _, _ in await everything(house.port)] == [PODS, b"k0", b"k1"]
-    assert done.counts.unjudged == {"KV/Txn": 1}
+        assert await everything(house.port) == [(PODS, b"value", 2)]
+    assert done.counts.unjudged == {"KV/Put": 1}
     assert done.verdicts == []
+    assert Records(done.folder).facts["reason"] == f"{UNJUDGED}: 1 KV/Put"
     assert not (done.folder / "verdicts.json").exists()
 
 
 async def test_what_is_no_call_for_a_target_is_withheld(tmp_path: Path) -> None:
-    """Nobody's members are changed, and no login is switched on; that is counted."""
+    """Nobody's members are changed, and no login is switched on; every call is accounted for."""
     trace_of(
         tmp_path,
         ("/etcdserverpb.Auth/AuthEnable", b"", 0),
         ("/etcdserverpb.Cluster/MemberRemove", b"", 0),
         (f"{KV}/Txn", create(PODS, b""), 14),
+        (WATCH, b"", 0),
     )
     async with target() as (_, to):
         done = await replayed(tmp_path, to)
-    assert done.counts.withheld == {"Auth/AuthEnable": 1, "Cluster/MemberRemove": 1}
-    assert done.counts.sent == 1
+    assert done.not_sent == {
+        WITHHELD: {"Auth/AuthEnable": 1, "Cluster/MemberRemove": 1},
+        EMPTY: {"Watch/Watch": 1},
+    }
+    assert (done.recorded, done.counts.sent) == (4, 1)
 
 
 async def test_target_that_is_not_empty_or_not_there(tmp_path: Path) -> None:
@@ -314,11 +360,62 @@ async def test_target_that_is_not_empty_or_not_there(tmp_path: Path) -> None:
     async with target() as (house, to):
         async with client(house.port) as other:
             await other.txn(create(b"x", b""))
-        with pytest.raises(TargetError, match=r"fresh at .* is not empty: 1 keys"):
+        with pytest.raises(TargetError, match=r"fresh at .* is not empty: 1 key;"):
             await replayed(tmp_path, to)
         assert [key for key, _, _ in await everything(house.port)] == [b"x"]
     with pytest.raises(TargetError, match=r"gone at .* cannot be reached"):
         await replayed(tmp_path, Target(name="gone", port=1))
+
+
+async def test_a_server_that_never_answers_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon that it is being started, then the limit in one line; and it has ended by then."""
+    monkeypatch.setattr("bench.replay.session.START_TIMEOUT", 0.3)
+    monkeypatch.setattr("bench.replay.session.SLOW_SECONDS", 0.1)
+    trace_of_a_call(tmp_path / "trace")
+    command = f"sh -c 'echo $$ > {tmp_path}/pid; sleep 500; : {{port}} {{dir}}'"
+    silent = Target(name="x", command=command)
+    wish = Wish(trace=tmp_path / "trace", targets=[silent], out=tmp_path / "out")
+    told: list[tuple[str, str]] = []
+    with pytest.raises(TargetError, match=r"^x does not answer on port \d+ after 0\.3 s: .*$"):
+        await replay(wish, stop=asyncio.Event(), show=lambda *said: told.append(said))
+    assert told == [("x", "starting")]
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+async def test_waiting_for_a_server_heeds_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who does not want to wait for it any longer is not told that a limit was reached."""
+    monkeypatch.setattr("bench.replay.session.SLOW_SECONDS", 0.1)
+    trace_of_a_call(tmp_path / "trace")
+    silent = Target(name="x", command="sh -c 'sleep 500; : {port} {dir}'")
+    wish = Wish(trace=tmp_path / "trace", targets=[silent], out=tmp_path / "out")
+    stop = asyncio.Event()
+    with pytest.raises(TargetError, match=r"^stopped while x was waited for$"):
+        await replay(wish, stop=stop, show=lambda *_: stop.set())
+
+
+def trace_of_a_call(path: Path) -> None:
+    """One write, which nobody answered."""
+    writer = TraceWriter(path, ABOUT)
+    message = create(PODS, b"")
+    writer.add(Row(0, Kind.BEGIN, 0, 0, f"{KV}/Txn".encode(), message=message))
+    writer.close(SUMMARY)
+
+
+async def test_server_is_stopped_when_nobody_asks_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the replay, when it is only looked at, and after it."""
+    left = connections_when_stopped(monkeypatch)
+    trace_of_a_call(tmp_path / "trace")
+    command = f"{sys.executable} -m tests.bench.fake_etcd {{port}} none 1 {{dir}}"
+    fake = Target(name="fake", command=command)
+    wish = Wish(trace=tmp_path / "trace", targets=[fake], out=tmp_path / "out")
+    await replay(wish, stop=asyncio.Event(), show=lambda *_: None)
+    assert left == [0, 0]
 
 
 async def test_replay_can_be_stopped(tmp_path: Path) -> None:
@@ -337,92 +434,36 @@ async def test_replay_can_be_stopped(tmp_path: Path) -> None:
             if stage == "load":
                 asyncio.get_running_loop().call_later(0.5, stop.set)
 
-        (done,) = await replay(wish, stop=stop, show=show, told=lambda _: None)
+        (done,) = await replay(wish, stop=stop, show=show)
     assert (done.state, done.counts.sent) == ("INCOMPLETE", 1)
-    assert Records(done.folder).facts["state"] == "INCOMPLETE"
+    assert done.not_sent == {CUT_OFF: {"KV/Txn": 1}}
+    facts = Records(done.folder).facts
+    assert facts["state"] == "INCOMPLETE"
+    assert min(facts["fsync_us"], facts["loopback_us"]) > 0, "of the machine, just before"
 
 
-Tamper = Callable[[bytes, bytes], list[bytes]]
-"""Path and answer: what the client gets instead."""
-
-
-def lose_event(path: bytes, answer: bytes) -> list[bytes]:
-    """One event never comes."""
-    if path == WATCH.encode():
-        response = pb.WatchResponse.FromString(answer)
-        if any(event.kv.key == PODS + b"3" for event in response.events):
-            return []
-    return [answer]
-
-
-def repeat_event(path: bytes, answer: bytes) -> list[bytes]:
-    """One event comes twice."""
-    again = path == WATCH.encode() and b"/3" in answer
-    return [answer, answer] if again else [answer]
-
-
-def wrong_value(path: bytes, answer: bytes) -> list[bytes]:
-    """A read shows what nobody wrote."""
-    return [answer.replace(b"value 4", b"value 5")] if path.endswith(b"/Range") else [answer]
-
-
-def wrong_count(path: bytes, answer: bytes) -> list[bytes]:
-    """A list says that there is one object more."""
-    if not path.endswith(b"/Range"):
-        return [answer]
-    response = pb.RangeResponse.FromString(answer)
-    response.count += len(response.kvs) > 0
-    return [response.SerializeToString()]
-
-
-def wrong_before(path: bytes, answer: bytes) -> list[bytes]:
-    """An event's prev_kv is of another version."""
-    response = pb.WatchResponse.FromString(answer) if path == WATCH.encode() else None
-    if response is None or not any(e.HasField("prev_kv") for e in response.events):
-        return [answer]
-    response.events[0].prev_kv.version += 1
-    return [response.SerializeToString()]
-
-
-@asynccontextmanager
-async def tampering(
-    folder: Path, tamper: Tamper, patch: pytest.MonkeyPatch
-) -> AsyncIterator[Target]:
-    """A target that is right but for what ``tamper`` does to its answers."""
-    streamed, unary = proxy._Streamed.answer, proxy._Unary.message
-
-    def answer(self: proxy._Streamed, message: bytes) -> None:
-        for instead in tamper(self._rpc.path, message):
-            streamed(self, instead)
-
-    def message(self: proxy._Unary, message: bytes, received_us: int, /) -> None:
-        (instead,) = tamper(self._rpc.path, message)
-        unary(self, instead, received_us)
-
-    async with recording(folder / "tampered") as stand:
-        patch.setattr(proxy._Streamed, "answer", answer)
-        patch.setattr(proxy._Unary, "message", message)
-        yield Target(name="faulty", port=stand.port)
-
-
-@pytest.mark.parametrize(
-    ("tamper", "judge"),
-    [
-        (lose_event, "Reliable"),
-        (repeat_event, "Unique"),
-        (wrong_value, "Snapshot"),
-        (wrong_count, "Snapshot"),
-        (wrong_before, "PrevKV"),
-    ],
-    ids=lambda part: part if isinstance(part, str) else part.__name__,
-)
-async def test_faults_of_a_target_are_caught(
-    tmp_path: Path, tamper: Tamper, judge: str, monkeypatch: pytest.MonkeyPatch
+async def test_waiting_for_a_watch_heeds_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A target that loses, repeats or invents fails its judge, with evidence."""
-    async with recording(tmp_path / "trace") as stand:
-        await use(stand.port)
-    async with tampering(tmp_path, tamper, monkeypatch) as to:
-        done = await replayed(tmp_path, to)
-    assert done.failed
-    assert wrong(done).get(judge)
+    """A watch that the server never says to have created holds nobody up who wants to stop."""
+    stop = asyncio.Event()
+
+    def lost(*_: object) -> None:
+        asyncio.get_running_loop().call_later(0.5, stop.set)
+
+    monkeypatch.setattr(WatchStream, "message", lost)
+    writer = TraceWriter(tmp_path / "trace", ABOUT)
+    created = pb.WatchResponse(created=True).SerializeToString()
+    writer.add(Row(0, Kind.BEGIN, 0, 0, WATCH.encode()))
+    writer.add(Row(1, Kind.UP, 0, 0, message=watch_from(PODS)))
+    writer.add(Row(2, Kind.DOWN, 0, 0, message=created))
+    writer.add(Row(3, Kind.UP, 0, 0, message=watch_from(PODS)))
+    writer.add(Row(4, Kind.CANCEL, 0, 0))
+    writer.close(SUMMARY)
+    async with target() as (_, to):
+        out = tmp_path / "out"
+        wish = Wish(trace=tmp_path / "trace", targets=[to], out=out, timeout_us=600_000_000)
+        async with asyncio.timeout(30) as patience:
+            (done,) = await replay(wish, stop=stop, show=lambda *_: None)
+    assert not patience.expired()
+    assert (done.state, done.counts.sent) == ("INCOMPLETE", 1)

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as some
 
-from bench.replay.script import Script
+from bench.replay.script import Script, read_script
+from bench.replay.trace import Kind, Row
 from bench.replay.translation import REVISIONS, Translation
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
@@ -86,3 +87,21 @@ def test_comparison_that_failed_fails_again() -> None:
         translation.request(0, txn, lost=lost)
         assert txn.compare[0].mod_revision == due
     assert translation.unmapped.total() == 2
+
+
+def test_a_replay_begins_with_the_first_call() -> None:
+    """Nobody waits again for the first client, which came when it came; all else keeps its time."""
+    found = pb.RangeResponse(kvs=[kv_pb2.KeyValue(key=b"k", mod_revision=2)])
+    path = b"/etcdserverpb.KV/Range"
+    script = read_script(
+        [
+            Row(0, Kind.OBJECTS, -1, -1, message=found.SerializeToString()),
+            Row(9_000_000, Kind.BEGIN, 0, 0, path),
+            Row(9_000_300, Kind.END, 0, 0),
+            Row(9_500_000, Kind.BEGIN, 0, 1, path),
+            Row(9_500_400, Kind.END, 0, 1),
+        ]
+    )
+    assert [0, 500_000] == [act.at for act in script.acts[0]]
+    assert 500_400 == script.duration_us
+    assert [b"k"] == [kv.key for kv in script.objects]

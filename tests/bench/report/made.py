@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.capsule import Capsule
-from bench.plan import Verb
+from bench.plan import Trouble, Verb
 from bench.records import (
     EVENTS,
     INCIDENTS,
@@ -19,6 +19,7 @@ from bench.records import (
     MessageKind,
     Outcome,
     Recorder,
+    row_counts,
 )
 from bench.report.session import Session, run_folder, write_session, write_verdicts
 from bench.verdicts import Verdict
@@ -71,7 +72,7 @@ class Run:
             fsync_us=250.0,
             loopback_us=20.0,
             prefix="",
-            zero_us=0,
+            zero_us=1,
             load_end_us=duration_us,
             finished_us=duration_us + SECOND,
             state="COMPLETE",
@@ -107,12 +108,13 @@ class Run:
     ) -> int:
         """One call, sent ``lag`` after it was due; the revision of a successful write.
 
-        It is a step of its own, unless ``step`` says of which; without ``sent`` it never was.
+        It is a step of its own, unless ``step`` says of which; without ``sent`` it never was, and
+        is answered only if it was lost to others without it.
         """
         ops = self._recorders["ops"]
         self._revision += 1
         revision = self._revision if answered and outcome is Outcome.OK else -1
-        done = due + latency if answered and sent else -1
+        done = due + latency if answered and (sent or outcome is Outcome.CONFLICT) else -1
         times = (due, due + lag if sent else -1, done, outcome, code)
         ids = (len(ops), 0, actor, len(ops) if step is None else step, 0, verb)
         rest = (0, revision, -1, 1, lease, 0, -1, 0, refusal)
@@ -123,6 +125,11 @@ class Run:
         text = (b"watch", b"/registry/pods/", b"", b"")
         ids = (watch, watch, apiserver, 0, 1, 1, 0, 0, slow, 0)
         self._recorders["watches"].add(*ids, opened, -1, -1, *text)
+
+    def forget_watches(self) -> None:
+        """Nobody watches; but for the load this is a replay's run."""
+        self.facts["resources"] = []
+        self._recorders |= {table.name: Recorder(table) for table in (WATCHES, MESSAGES, EVENTS)}
 
     def watcher(self, watch: int, *, opened: int = -1, slow: int = 0, apiserver: int = -1) -> None:
         """A watch beside that of the cache, which is 0."""
@@ -154,16 +161,17 @@ class Run:
         most = own if most is None else most
         self._recorders["samples"].add(at, cpu, rss, written, disk, own, most)
 
-    def incident(self, at: int, until: int) -> None:
+    def incident(self, at: int, until: int, trouble: Trouble = Trouble.DROP) -> None:
         """A disturbance."""
-        self._recorders["incidents"].add(at, until, 0)
+        self._recorders["incidents"].add(at, until, trouble)
 
     def write(self) -> Path:
         """Everything as the generator leaves it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text(json.dumps(self.facts))
         for recorder in self._recorders.values():
             recorder.write(self.folder, 0)
+        self.facts["rows"] = row_counts(self.folder)
+        (self.folder / "run.json").write_text(json.dumps(self.facts))
         return self.folder
 
 

@@ -46,6 +46,7 @@ def test_every_probe_is_timed(tmp_path: Path) -> None:
     assert all(1 <= len(bout) <= SYNCS for bout in syncs)
     assert all(1 <= len(bout) <= ROUND_TRIPS for bout in round_trips)
     assert [] == list(tmp_path.iterdir())
+    assert any(each % 1 for bout in round_trips for each in bout), "finer than it takes"
 
 
 def test_a_bout_on_a_slow_disk_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,17 @@ def test_a_step_that_was_never_sent_took_until_the_end(run: Run) -> None:
     assert [] == made.invalid
 
 
+def test_a_step_that_was_lost_without_a_call_is_no_error(run: Run) -> None:
+    """Others were faster: it is lost as those are that a call told so, which is counted apart."""
+    for n in range(50):
+        run.op(n * 1000, latency=900, actor=n)
+        run.op(SECOND, latency=10, actor=n + 50, sent=n == 0, outcome=Outcome.CONFLICT)
+    made = measured(run)
+    assert {} == made.errors
+    assert (0, 50, 1) == tuple(made.values[n] for n in ("errors", "operations_lost", "conflicts"))
+    assert 900 == made.values["latency_p50_us"]
+
+
 def test_conflicts_and_planned_refusals_are_counted_apart(run: Run) -> None:
     """Neither is an error, and neither improves the latency of what wrote."""
     for n in range(100):

@@ -9,7 +9,6 @@ import pytest
 from bench.records import Outcome
 from bench.report.durability import equally_durable
 from bench.report.results import (
-    DamagedRunError,
     MixedRunsError,
     Results,
     Target,
@@ -18,7 +17,7 @@ from bench.report.results import (
     stored,
     write,
 )
-from bench.report.session import VERDICTS, run_folder
+from bench.report.session import VERDICTS, UnusableError, run_folder
 from bench.verdicts import VIOLATIONS_KEPT, Verdict
 from tests.bench.report.made import CAPSULE, GOOD, SECOND, Run, session
 
@@ -128,7 +127,7 @@ def test_lateness_of_a_late_generator_is_not_the_servers(tmp_path: Path) -> None
         session(tmp_path / name, means_us=MEANS, seconds=1, verdicts=verdicts, changes=changes)
     excused, failed = (target(build(tmp_path / name), "ours") for name in ("late", "sound"))
     assert ("INVALID", "FAIL") == (excused["state"], failed["state"])
-    assert "run 0: Lag drains: 1 of 40, in time" in excused["reasons"]
+    assert any(line.startswith("run 0: Lag drains: 1 of 40, ") for line in excused["reasons"])
     sums = [one["judges"][-1] for one in (excused, failed)]
     assert [(0, 5), (5, 0)] == [(one["violations"], one["excused"]) for one in sums]
     assert [0] * 5 == [run["violations"] for run in excused["runs"]]
@@ -145,15 +144,18 @@ def test_a_run_that_showed_no_event_is_not_judged(tmp_path: Path) -> None:
     assert is_silent(target(results, "ours"))
 
 
-def test_a_run_that_watches_nothing_needs_no_judge_of_watches(tmp_path: Path) -> None:
-    """A replay of calls without watches may pass."""
+@pytest.mark.parametrize("watches", [0, 1])
+def test_a_run_that_watches_nothing_needs_no_judge_of_watches(tmp_path: Path, watches: int) -> None:
+    """A replay of calls without watches may pass; one whose watches showed nothing may not."""
 
-    def unwatched(run: Run) -> None:
-        run.facts["resources"] = []
+    def replay(run: Run) -> None:
+        run.forget_watches()
+        for watch in range(watches):
+            run.watcher(watch)
 
-    some = {"ours": [Verdict("Ordered", 4)]}
-    session(tmp_path, means_us=MEANS, seconds=1, verdicts=some, changes={"ours": unwatched})
-    assert "PASS" == target(build(tmp_path), "ours")["state"]
+    some = {"ours": [Verdict("Final state", 4)]}
+    session(tmp_path, means_us=MEANS, seconds=1, verdicts=some, changes={"ours": replay})
+    assert ("NOT JUDGED" if watches else "PASS") == target(build(tmp_path), "ours")["state"]
 
 
 def test_a_drifting_machine_makes_a_lone_target_invalid(tmp_path: Path) -> None:
@@ -205,6 +207,18 @@ def test_a_run_that_nobody_judged_has_no_speed(
     ours = target(build(tmp_path), "ours")
     assert "NOT JUDGED" == ours["state"]
     assert is_silent(ours)
+
+
+def test_why_a_run_was_not_judged_is_told(tmp_path: Path) -> None:
+    """A replay whose calls judges cannot follow says so itself; nobody has to guess."""
+
+    def say_why(run: Run) -> None:
+        run.facts["reason"] = "calls that judges cannot follow: 1 KV/Put"
+
+    nothing = {"ours": list[Verdict]()}
+    session(tmp_path, means_us=MEANS, seconds=1, verdicts=nothing, changes={"ours": say_why})
+    reasons = target(build(tmp_path), "ours")["reasons"]
+    assert "run 0 was not judged: calls that judges cannot follow: 1 KV/Put" == reasons[0]
 
 
 def test_one_judge_without_work_is_no_failure(tmp_path: Path) -> None:
@@ -280,9 +294,11 @@ def test_why_a_run_ended_is_told(tmp_path: Path) -> None:
     for table in dead.glob("*.parquet"):
         table.unlink()
     (dead / VERDICTS).unlink()
+    facts = json.loads((dead / "run.json").read_text()) | {"rows": {}}
+    (dead / "run.json").write_text(json.dumps(facts))
     ours = target(build(tmp_path), "ours")
     assert "INCOMPLETE" == ours["state"]
-    assert ["1 complete runs of 2", "run 1: ours ended: no space left"] == ours["reasons"]
+    assert ["1 complete run of 2", "run 1: ours ended: no space left"] == ours["reasons"]
     assert {} == ours["runs"][1]["values"]
 
 
@@ -315,7 +331,7 @@ def test_a_damaged_run_is_named(tmp_path: Path, text: str) -> None:
     session(tmp_path, means_us=MEANS, seconds=1, repetitions=1)
     damaged = run_folder(tmp_path, "etcd", 0) / "run.json"
     damaged.write_text(text)
-    with pytest.raises(DamagedRunError, match=str(damaged)):
+    with pytest.raises(UnusableError, match=str(damaged)):
         build(tmp_path)
 
 

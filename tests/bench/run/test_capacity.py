@@ -41,10 +41,26 @@ def test_a_server_that_holds_everything_gives_a_lower_bound() -> None:
     assert found.misses == 0
 
 
-def test_a_late_generator_gives_a_lower_bound() -> None:
-    """A probe that says nothing about the server ends the search at what held before."""
-    found = search(lambda rate: Finding.HOLDS if rate < 30 else Finding.UNKNOWN, 10.0)
-    assert found == Capacity(20.0, 0.0, bounded=True)
+@pytest.mark.parametrize("first", [10.0, 100.0])
+def test_a_late_generator_gives_a_lower_bound(first: float) -> None:
+    """The search goes on below a probe that says nothing about the server, and says so."""
+    found = search(lambda rate: Finding.HOLDS if rate < 30 else Finding.UNKNOWN, first)
+    assert found.holds < 30 <= found.misses <= found.holds * 1.1
+    assert found.bounded
+
+
+def test_a_cliff_below_a_late_generator_is_the_servers() -> None:
+    """What was found between is no lower bound, though the generator was late above it."""
+    limits = ((20, Finding.HOLDS), (40, Finding.MISSES), (1e9, Finding.UNKNOWN))
+    found = search(lambda rate: next(what for limit, what in limits if rate < limit), 64.0)
+    assert found.holds < 20 <= found.misses < 40
+    assert not found.bounded
+
+
+def test_a_generator_that_is_always_late_says_nothing() -> None:
+    """Nothing was held, and nothing is the server's fault."""
+    found = search(lambda _: Finding.UNKNOWN, 4)
+    assert (found.holds, found.bounded) == (0, True)
 
 
 @given(first=st.integers(1, 40), limit=st.integers(0, 12_000))
@@ -103,6 +119,7 @@ def results(state: str, **medians: float) -> Results:
         ("PASS", {"errors": 1, "latency_p99_us": 1, "watch_lag_p99_us": 1}, Finding.MISSES),
         ("FAIL", {}, Finding.MISSES),
         ("INVALID", {}, Finding.UNKNOWN),
+        ("NOT JUDGED", {}, Finding.UNKNOWN),
     ],
 )
 def test_a_probe_holds_only_within_all_gates(

@@ -68,6 +68,16 @@ def test_client_that_stays_away_is_found(played: Played, tmp_path: Path) -> None
     assert violations(played, tmp_path) == [1, 0]
 
 
+def test_who_stays_away_from_a_cut_run_is_not_judged(played: Played, tmp_path: Path) -> None:
+    """It may have had no time to come back."""
+    played.facts["state"] = "INCOMPLETE"
+    watches = played.rows["watches"]
+    watches.remove(next(row for row in watches if int(row["opened"]) > 4_500_000))
+    returned = apiserver_restart.checks(played.records(tmp_path), SMALL)[0]
+    assert (returned.checked, returned.violations) == (0, 0)
+    assert returned.lacking == "the run was cut short"
+
+
 def test_silence_is_found(played: Played, tmp_path: Path) -> None:
     """A compacted start that is never refused is one violation."""
     row = next(played.find("messages", kind=MessageKind.CANCELED))

@@ -33,8 +33,9 @@ def played() -> Played:
 
 def violations(played: Played, folder: Path) -> list[int]:
     """Failed calls of neighbours, tenants not served again, answers while stopped."""
-    verdicts = noisy_shard.checks(played.records(folder), SMALL)
+    *verdicts, of_a_shard = noisy_shard.checks(played.records(folder), SMALL)
     assert all(verdict.checked > 10 for verdict in verdicts)
+    assert not of_a_shard.checked, "none was stopped"
     return [verdict.violations for verdict in verdicts]
 
 
@@ -98,3 +99,72 @@ def test_measures(played: Played, tmp_path: Path) -> None:
     bad = noisy_shard.measures(played.records(tmp_path / "bad"), SMALL)
     assert bad["neighbours_noise_ratio"] == pytest.approx(11)
     assert bad["neighbours_before_p99_ms"] == 0.3
+
+
+TIMEOUT = noisy_shard.Parameters(
+    runs_per_second=40.0, noise_factor=10.0, outage_s=2.5, shard_timeout_s=0.1
+)
+AWAY, THERE = 4_800_000, 7_300_000
+"""A shard is away for so long; it is known to be after 1.1 s."""
+
+
+@pytest.fixture
+def without_a_shard() -> Played:
+    """A small run on a store that is perfect, and refuses one tenant while its shard is away."""
+    played = play(noisy_shard.schedule(TIMEOUT, 8_000_000, random.Random(1)))
+    played.add("incidents", at=AWAY, until=THERE, trouble=Trouble.SHARD)
+    for row in lost(played):
+        refused_us = max(AWAY + 600_000, int(row["sent"]) + 1_000)
+        row |= {"outcome": Outcome.UNKNOWN, "code": 14, "done": refused_us}
+    return played
+
+
+def lost(played: Played) -> list[dict[str, bytes | int]]:
+    """Calls of the tenant whose shard is away, meanwhile."""
+    rows = played.rows["ops"]
+    return [
+        r for r in rows if b"/tenant-007/" in bytes(r["key"]) and AWAY <= int(r["sent"]) < THERE
+    ]
+
+
+def faults(played: Played, folder: Path) -> list[int]:
+    """Failed calls of neighbours, tenants not served again (the run is over by then),
+    answers of a shard that is away, calls that waited too long to be refused.
+    """
+    verdicts = noisy_shard.checks(played.records(folder), TIMEOUT)
+    assert [verdict.checked > 0 for verdict in verdicts] == [True, False, True, True]
+    return [verdict.violations for verdict in verdicts]
+
+
+def test_a_lost_shard_is_its_tenants_alone(without_a_shard: Played, tmp_path: Path) -> None:
+    """A tenant that is refused in time is no fault, and its neighbours feel nothing."""
+    assert faults(without_a_shard, tmp_path) == [0, 0, 0, 0]
+    found = noisy_shard.measures(without_a_shard.records(tmp_path / "measured"), TIMEOUT)
+    assert found["neighbours_outage_ratio"] == 1
+    assert found["lost_refused_first_ms"] == pytest.approx(600, abs=1)
+    assert found["lost_refused_later_ms"] < 600
+    assert found["lost_back_ms"] < 700
+
+
+def test_a_neighbour_of_a_lost_shard_has_no_excuse(without_a_shard: Played, tmp_path: Path) -> None:
+    """A neighbour's call that fails while a shard is away is a violation."""
+    rows = without_a_shard.rows["ops"]
+    inside = [row for row in rows if AWAY <= int(row["sent"]) < THERE]
+    row = next(row for row in inside if row["role"] == b"neighbour.status")
+    row |= {"outcome": Outcome.UNKNOWN, "code": 14}
+    assert faults(without_a_shard, tmp_path) == [1, 0, 0, 0]
+
+
+def test_a_lost_shard_that_answers_is_found(without_a_shard: Played, tmp_path: Path) -> None:
+    """The commands did not stop the shard of this tenant."""
+    lost(without_a_shard)[0] |= {"outcome": Outcome.OK, "code": 0}
+    assert faults(without_a_shard, tmp_path) == [0, 0, 1, 0]
+
+
+def test_a_refusal_that_is_late_is_found(without_a_shard: Played, tmp_path: Path) -> None:
+    """One call waits longer than the timeout, one more when the shard is long known to be away."""
+    first, *_ = calls = lost(without_a_shard)
+    first["done"] = AWAY + 1_101_000
+    later = next(row for row in calls if AWAY + 200_000 < int(row["sent"]) < THERE - 1_100_000)
+    later["done"] = max(AWAY + 1_100_000, int(later["sent"]) + 1_000_000) + 1_000
+    assert faults(without_a_shard, tmp_path) == [0, 0, 0, 2]

@@ -8,6 +8,7 @@ import pytest
 
 from bench import storms
 from bench.storms import idle_background
+from bench.storms.registry import BOUNDS
 
 IDLE = storms.find("idle-background")
 
@@ -43,9 +44,9 @@ def test_a_changed_number_is_taken() -> None:
     [
         ("xxl", {}, "there are xs, s, m, l"),
         ("xs", {"speed": "1"}, "there are agents, apiservers, compaction_s"),
-        ("xs", {"agents": "1.5"}, "agents=1.5: a whole number of 0 or more is wanted"),
-        ("xs", {"agents": "-1"}, "a whole number of 0 or more is wanted"),
-        ("xs", {"compaction_s": "nan"}, "compaction_s=nan: a number of 0 or more is wanted"),
+        ("xs", {"agents": "1.5"}, "agents=1.5: a whole number of 1 to 500,000 is wanted"),
+        ("xs", {"agents": "-1"}, "a whole number of 1 to 500,000 is wanted"),
+        ("xs", {"compaction_s": "nan"}, "compaction_s=nan: a number of 0 to 86,400 is wanted"),
     ],
 )
 def test_what_does_not_exist_is_answered_by_what_does(
@@ -54,6 +55,61 @@ def test_what_does_not_exist_is_answered_by_what_does(
     """A wrong preset, parameter or number is refused with what would be right."""
     with pytest.raises(ValueError, match=told):
         storms.parse_parameters(IDLE, preset, changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("swarm-burst", "claims=100000000", "a whole number of 1 to 100,000 is wanted"),
+        ("swarm-burst", "claims=0", "a whole number of 1 to 100,000 is wanted"),
+        ("swarm-burst", "racing=7", "a number of 0 to 1 is wanted"),
+        ("apiserver-restart", "stale=101", "a whole number of 0 to 100 is wanted"),
+        ("event-ttl", "events_per_second=inf", "a number of 0.1 to 50,000 is wanted"),
+        ("compact-churn", "compaction_s=0", "a number of 0.1 to 86,400 is wanted"),
+    ],
+)
+def test_what_no_plan_can_be_made_of_is_refused(name: str, change: str, told: str) -> None:
+    """More than memory holds, a share above all, and a storm without work are one line each."""
+    parameter, _, text = change.partition("=")
+    with pytest.raises(ValueError, match=f"^{change}: {told}$"):
+        storms.parse_parameters(storms.find(name), "xs", {parameter: text})
+
+
+@pytest.mark.parametrize("name", storms.STORMS)
+def test_every_parameter_has_bounds(name: str) -> None:
+    """All presets lie within them, and both ends are taken; no bound is of nothing."""
+    storm: storms.Storm[Any] = storms.find(name)
+    for preset in storm.PRESETS:
+        for field in fields(storm.PRESETS[preset]):
+            least, most = storms.bounds(storm, field.name)
+            assert least <= getattr(storm.PRESETS[preset], field.name) <= most
+            for end in (least, most):
+                storms.parse_parameters(storm, preset, {field.name: f"{end:.10g}"})
+    known = {
+        f"{storm.NAME} {field.name}"
+        for storm in storms.STORMS.values()
+        for field in fields(storm.PRESETS["xs"])
+    }
+    assert {each for each in BOUNDS if " " in each} <= known
+    assert {each for each in BOUNDS if " " not in each} <= {each.split()[1] for each in known}
+
+
+def most(storm: storms.Storm[Any], names: list[str]) -> dict[str, str]:
+    """These parameters at their upper bounds."""
+    return {name: f"{storms.bounds(storm, name).most:g}" for name in names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swarm-burst", "tool-fanout", "heartbeat-flood", "event-ttl"])
+def test_a_share_of_all_is_a_plan(name: str) -> None:
+    """Every share at its upper bound, alone or with the others, gives a plan."""
+    storm: storms.Storm[Any] = storms.find(name)
+    names = [field.name for field in fields(storm.PRESETS["xs"])]
+    shares = [each for each in names if storms.bounds(storm, each).most <= 1]
+    assert shares
+    for chosen in [[each] for each in shares] + [shares]:
+        parameters = storms.parse_parameters(storm, "xs", most(storm, chosen))
+        assert storm.schedule(parameters, 3_000_000, random.Random(1)).steps
 
 
 @pytest.mark.slow

@@ -144,6 +144,75 @@ def test_claims_in_trouble_are_excused(played: Played, tmp_path: Path) -> None:
     assert violations(played, tmp_path) == [0, 0, 0, 0]
 
 
+def test_trouble_of_others_is_no_excuse(played: Played, tmp_path: Path) -> None:
+    """A claim that adopted nothing and does not say why is found beside one that met an error."""
+    bump = next(played.find("ops", role=b"refill.name"))
+    bump |= {"outcome": Outcome.UNKNOWN, "code": 14}
+    played.rows["ops"].remove(adopted(played, 0))
+    assert violations(played, tmp_path)[1] == 1
+
+
+@pytest.mark.parametrize("left", ["adopted", "nothing"])
+@pytest.mark.parametrize("state", ["COMPLETE", "INCOMPLETE"])
+def test_what_a_cut_run_leaves_is_excused(
+    played: Played, tmp_path: Path, state: str, left: str
+) -> None:
+    """A claim that had not come to its Ready when the run was stopped did nothing wrong."""
+    played.facts["state"] = state
+    actor = adopted(played, 0)["actor"]
+    done = 3 if left == "adopted" else 2
+    played.rows["ops"] = [
+        row for row in played.rows["ops"] if row["actor"] != actor or int(row["step"]) <= done
+    ]
+    found = swarm_burst.checks(played.records(tmp_path), SMALL)[1]
+    expected = (30, 1) if state == "COMPLETE" else (29, 0)
+    assert (found.checked, found.violations) == expected
+
+
+def test_two_adoptions_in_a_cut_run_are_found(played: Played, tmp_path: Path) -> None:
+    """No end of a run makes a claim adopt twice."""
+    played.facts["state"] = "INCOMPLETE"
+    once = adopted(played, 0)
+    played.add("ops", **(once | {"op": 10**9}))
+    played.rows["ops"].remove(next(played.find("ops", role=b"claim.ready", actor=once["actor"])))
+    assert swarm_burst.checks(played.records(tmp_path), SMALL)[1].violations == 1
+
+
+def without(played: Played, at_us: int) -> tuple[Row, bytes]:
+    """Of the second claim: its ADOPT, lost at that time; and what it had adopted."""
+    row = adopted(played, 1)
+    name = bytes(row["key"])
+    row |= {"outcome": Outcome.CONFLICT, "sent": -1, "done": at_us, "digest": -1, "revision": -1}
+    return row, name
+
+
+def test_nothing_left_to_adopt_is_no_breach(played: Played, tmp_path: Path) -> None:
+    """A claim all whose candidates have owners adopts nothing, and is Ready without; no comparison
+    of it was lost.
+    """
+    row, name = without(played, 10**9)
+    row["key"] = name[:-11] + b"99999" + name[-6:]  # beyond all that were there
+    records = played.records(tmp_path)
+    assert swarm_burst.checks(records, SMALL)[1].violations == 0
+    measured = swarm_burst.measures(records, SMALL)
+    assert (measured["conflicts_per_claim"], measured["claims_unserved"]) == (0, 1)
+
+
+def test_nothing_adopted_though_one_was_free_is_found(played: Played, tmp_path: Path) -> None:
+    """Nobody had tried to adopt a candidate of it, at all or by then."""
+    row, name = without(played, 10**9)
+    found = swarm_burst.checks(played.records(tmp_path / "at all"), SMALL)[1]
+    assert found.violations == 1
+    assert (
+        f"adopted 0 Sandboxes and was made Ready 1 times, though {name.decode()}"
+        in (found.evidence[0])
+    )
+    tried = played.add("ops", **(row | {"op": 10**9, "outcome": Outcome.UNKNOWN, "actor": 999}))
+    for place, (sent, expected) in enumerate([(5, 0), (10**9 + 1, 1)]):
+        tried |= {"sent": sent, "done": sent + 1, "key": name}
+        assert violations(played, tmp_path / str(place))[1] == expected
+
+
 def test_wrong_population_is_found(played: Played, tmp_path: Path) -> None:
     """A warm Sandbox that is gone in the end, and one more than was made, are found."""
     warm = [
