@@ -1,17 +1,21 @@
 # Needs make and Python 3.11 or newer with its venv module; everything else comes from requirements.lock.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell command -v $(name))))
 BIN := .venv/bin
+WORKERS ?= 2 # test files at once; most tests wait for time to go by
 PROTOC := $(BIN)/python -m grpc_tools.protoc --plugin=$(BIN)/protoc-gen-mypy -I kvstore/pb=protos
-.PHONY: run test venv verify verify-proto fix proto lock test-compat test-kube sim bench test-bench
+.PHONY: run test test-postgres venv verify verify-proto fix proto lock test-compat test-kube sim bench test-bench
 
 run: venv
 	$(BIN)/kvstore serve --data-dir ./data
 
 test: venv
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not postgres"
+
+test-postgres: venv
+	$(BIN)/pytest -m postgres
 
 sim: venv
-	SIM_SEEDS=$${SIM_SEEDS:-10000} $(BIN)/pytest tests/test_sim.py --override-ini faulthandler_timeout=0
+	SIM_SEEDS=$${SIM_SEEDS:-100000} $(BIN)/pytest tests/test_sim.py --override-ini faulthandler_timeout=0
 
 venv: .venv/.installed
 
@@ -57,3 +61,4 @@ bench: venv
 
 test-bench: venv
 	$(BIN)/kvstore-bench gate bench/gates/ci.yaml --out build/bench/$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/kvstore-bench gate bench/gates/shards.yaml --out build/bench/$$(date +%Y%m%d-%H%M%S)-shards

@@ -15,6 +15,7 @@ it with nobody told. ``later`` may also be ``loop.call_soon``, or ``at_once`` to
 done inside the call.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,16 +23,19 @@ from itertools import islice
 
 from kvstore.backend import (
     Batch,
+    Cluster,
     CommitResult,
     Fence,
+    HomeRows,
     IndexRow,
     LeaseRow,
     Outcome,
     Row,
     RowId,
+    ShardRecord,
     Sizes,
 )
-from kvstore.errors import BackendError
+from kvstore.errors import BackendError, UnreachableError
 
 Later = Callable[[Callable[[], None]], object]
 """Runs a function once, now or later, always on the same thread."""
@@ -82,6 +86,13 @@ class MemoryDisk:
     rows: dict[RowId, Row] = field(default_factory=dict)
     """In (revision, sub) order: batches come in order, and a dictionary keeps it."""
     leases: dict[int, LeaseRow] = field(default_factory=dict)
+    reserved: int = 0
+    shard_map: str = ""
+    records: dict[str, ShardRecord] = field(default_factory=dict)
+    redo: list[tuple[str, Row]] = field(default_factory=list)
+    reachable: bool = True
+    """False: ``open`` fails as it does when there is nobody at the other end."""
+    origin: str = ""
     used_bytes: int = 0
     """Keys, values and an overhead per row."""
     freed_bytes: int = 0
@@ -110,43 +121,89 @@ class MemoryDisk:
         self.leases.update(batch.lease_puts)
         if batch.compact_revision is not None:
             self.compact_revision = batch.compact_revision
+        self._store_home(batch)
         return CommitResult(Outcome.COMMITTED)
 
+    def _store_home(self, batch: Batch) -> None:
+        """What home keeps for all shards."""
+        if batch.reserved is not None:
+            self.reserved = batch.reserved
+        if batch.shard_map is not None:
+            self.shard_map = batch.shard_map
+        self.records.update(batch.records)
+        gone = set(batch.redo_drops)
+        self.redo = [(shard, row) for shard, row in self.redo if row[0] not in gone]
+        self.redo += batch.redo
+
     def holds(self, batch: Batch) -> bool:
-        """Has all of ``batch`` been stored? One without rows does the same when stored twice."""
-        if batch.rows:
+        """Has all of ``batch`` been stored? One that does not move the tip does the same when
+        stored twice.
+        """
+        if batch.tip > batch.tip_before:
             return self.tip == batch.tip
         stored = all(id_ not in self.rows for id_ in batch.drops)
         stored &= all(self.leases.get(lease.id) == lease for lease in batch.lease_puts.values())
         gone = (lease for lease in batch.lease_deletes if lease not in batch.lease_puts)
         stored &= all(lease not in self.leases for lease in gone)
+        stored &= all(self.records.get(name) == record for name, record in batch.records.items())
+        stored &= not any(row[0] in batch.redo_drops for _, row in self.redo)
+        stored &= batch.reserved in (None, self.reserved)
+        stored &= batch.shard_map in (None, self.shard_map)
         return stored and batch.compact_revision in (None, self.compact_revision)
 
 
 class MemoryBackend:
-    """``kvstore.backend.Backend`` over a ``MemoryDisk``."""
+    """``kvstore.backend.Backend`` over a ``MemoryDisk``, which must be that of ``shard`` if one is
+    named; a new one becomes it.
+    """
 
-    def __init__(self, disk: MemoryDisk, *, later: Later) -> None:
+    def __init__(self, disk: MemoryDisk, *, later: Later, shard: str | None = None) -> None:
         self.on_broken: Callable[[str], None] = _nobody_listens
+        self.on_out: Callable[[str], None] = _nobody_listens
+        self.on_back: Callable[[], None] = _nobody_hears
         self.disk = disk
         self._later = later
+        self._shard = shard
         self._epoch = 0
         self._epoch_opened = 0
         self._crashed = False
 
-    async def open(self) -> Fence:
+    @property
+    def origin(self) -> str:
+        """The disk's."""
+        return self.disk.origin
+
+    async def open(self, cluster: Cluster | None = None, *, known: bool = False) -> Fence:
         """Take the disk and raise its epoch.
 
-        Raises ``BackendError`` while another backend holds it.
+        Raises ``UnreachableError`` if the disk is not ``reachable``, or new though the shard is
+        ``known``, ``BackendError`` while another backend holds it or if it belongs to another
+        cluster or shard.
         """
         disk = self.disk
+        if not disk.reachable or (known and disk.epoch == 0):
+            raise UnreachableError(f"the memory of shard {disk.shard} cannot be reached")
         if disk.holder is not None:
             raise BackendError(f"the memory of shard {disk.shard} is in use")
+        if disk.epoch == 0:
+            disk.cluster_id, disk.member_id = cluster or (disk.cluster_id, disk.member_id)
+            disk.shard = self._shard or disk.shard
+        if cluster is not None and disk.cluster_id != cluster.cluster_id:
+            raise BackendError(f"shard {disk.shard} belongs to cluster {disk.cluster_id:x}")
+        if self._shard not in (None, disk.shard):
+            raise BackendError(f"the memory holds the shard {disk.shard!r}, not {self._shard!r}")
         disk.holder = self
         disk.epoch += 1
         self._epoch = self._epoch_opened = disk.epoch
         return Fence(
-            disk.cluster_id, disk.member_id, disk.shard, disk.epoch, disk.tip, disk.compact_revision
+            cluster_id=disk.cluster_id,
+            member_id=disk.member_id,
+            shard=disk.shard,
+            epoch=disk.epoch,
+            tip=disk.tip,
+            compact_revision=disk.compact_revision,
+            reserved=disk.reserved,
+            origin=disk.origin,
         )
 
     async def load_index(self, sink: Callable[[list[IndexRow]], None]) -> None:
@@ -158,6 +215,15 @@ class MemoryBackend:
     async def load_leases(self) -> list[LeaseRow]:
         """Every stored lease."""
         return list(self.disk.leases.values())
+
+    async def load_home(self) -> HomeRows:
+        """What home keeps for all shards."""
+        disk = self.disk
+        return HomeRows(disk.shard_map, list(disk.records.values()), list(disk.redo))
+
+    def lease_until(self) -> float:
+        """For ever: ``open`` took the disk for this backend alone."""
+        return math.inf
 
     def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
         """Store ``batch`` in one step, call ``done`` in the next."""
@@ -243,6 +309,10 @@ class MemoryBackend:
 
 def _nobody_listens(reason: str) -> None:
     """Memory does not break; a test may say that it has."""
+
+
+def _nobody_hears() -> None:
+    """Nor does it come back."""
 
 
 def _row_bytes(row: Row) -> int:

@@ -42,9 +42,9 @@ from sqlalchemy import (
     values,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateColumn, CreateTable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIZE_MAX = 512
 """Rows or ids in the largest statement; its text must stay below 16 KiB, above which apsw does not
 keep it prepared."""
@@ -77,29 +77,75 @@ leases = Table(
     sqlite_strict=True,
 )
 
-fence = Table(
-    "fence",
-    _metadata,
-    Column("id", _int16, primary_key=True),
-    Column("cluster_id", _int64, nullable=False),
-    Column("member_id", _int64, nullable=False),
-    Column("shard", Text, nullable=False),
-    Column("epoch", _int64, nullable=False),
-    Column("tip", _int64, nullable=False),
-    Column("compact_revision", _int64, nullable=False),
-    sqlite_strict=True,
+
+def _fence_table(metadata: MetaData, *later: Column[int]) -> Table:
+    """The fence as schema 1 has it, and the columns of ``later`` versions."""
+    return Table(
+        "fence",
+        metadata,
+        Column("id", _int16, primary_key=True, autoincrement=False),
+        Column("cluster_id", _int64, nullable=False),
+        Column("member_id", _int64, nullable=False),
+        Column("shard", Text, nullable=False),
+        Column("epoch", _int64, nullable=False),
+        Column("tip", _int64, nullable=False),
+        Column("compact_revision", _int64, nullable=False),
+        *later,
+        sqlite_strict=True,
+    )
+
+
+_fence_1 = _fence_table(MetaData())
+
+fence = _fence_table(
+    _metadata, Column("reserved", _int64, nullable=False, server_default=literal_column("0"))
 )
 """One row, id 1. ``cluster_id`` and ``member_id`` are unsigned on the wire and two's complement
-here. The shard's tip is the greater of ``tip`` and the last revision in ``revisions``."""
+here. The shard's tip is the greater of ``tip`` and the last revision in ``revisions``. Only home
+reserves revisions."""
 
 meta = Table(
     "meta",
     _metadata,
-    Column("id", _int16, primary_key=True),
+    Column("id", _int16, primary_key=True, autoincrement=False),
     Column("schema_version", Integer, nullable=False),
     sqlite_strict=True,
 )
 """One row, id 1."""
+
+shards = Table(
+    "shards",
+    _metadata,
+    Column("name", Text, primary_key=True),
+    Column("tip", _int64, nullable=False),
+    Column("origin", Text, nullable=False),
+    sqlite_strict=True,
+)
+"""On home: each shard as it was last seen."""
+
+redo = Table(
+    "redo",
+    _metadata,
+    Column("revision", _int64, primary_key=True, autoincrement=False),
+    Column("sub", Integer, primary_key=True, autoincrement=False),
+    Column("shard", Text, nullable=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("create_revision", _int64, nullable=False),
+    Column("version", _int64, nullable=False),
+    Column("lease", _int64, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+"""On home: rows that are committed here and on their way to the ``shard`` named."""
+
+shard_map = Table(
+    "shard_map",
+    _metadata,
+    Column("id", _int16, primary_key=True, autoincrement=False),
+    Column("document", Text, nullable=False),
+    sqlite_strict=True,
+)
+"""On home: one row, id 1, or none in a store that never had a map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +158,26 @@ class Migration:
     statements: tuple[str, ...]
 
 
-def tables() -> list[Table]:
-    """All tables."""
-    return [revisions, leases, fence, meta]
+def tables(version: int = SCHEMA_VERSION) -> list[Table]:
+    """All tables of a store of schema ``version``."""
+    if version == 1:
+        return [revisions, leases, _fence_1, meta]
+    return [revisions, leases, fence, meta, shards, redo, shard_map]
 
 
 def migrations(dialect: Dialect) -> list[Migration]:
     """Every step from an empty database to SCHEMA_VERSION, in order."""
-    return [Migration(1, tuple(_text(CreateTable(table), dialect) for table in tables()))]
+
+    def create(*made: Table) -> tuple[str, ...]:
+        return tuple(_text(CreateTable(table), dialect) for table in made)
+
+    reserved = _text(CreateColumn(fence.c.reserved), dialect)
+    return [
+        Migration(1, create(*tables(1))),
+        Migration(
+            2, (f"ALTER TABLE fence ADD COLUMN {reserved}", *create(shards, redo, shard_map))
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +218,7 @@ class Statements:
         self._make_fence_statements()
         self._make_row_statements()
         self._make_lease_statements()
+        self._make_home_statements()
 
     def _make_fence_statements(self) -> None:
         text, f = self._text, fence.c
@@ -167,10 +226,14 @@ class Statements:
         last = select(func.max(revisions.c.revision)).scalar_subquery()
         tip = case((last > f.tip, last), else_=f.tip)
         columns = (f.cluster_id, f.member_id, f.shard, f.epoch, tip, f.compact_revision)
-        self.select_fence = text(select(*columns).where(own))
-        """(cluster_id, member_id, shard, epoch, tip, compact_revision)"""
+        self.select_fence = text(select(*columns, f.reserved).where(own))
+        """(cluster_id, member_id, shard, epoch, tip, compact_revision, reserved)"""
+        self.select_fence_1 = text(select(*columns).where(own))
+        """Likewise in a store of schema 1, which reserves nothing."""
+        self.select_identity = text(select(f.cluster_id, f.shard).where(own))
+        """(cluster_id, shard), in a store of any schema"""
         self.insert_fence = text(_insert_one(fence))
-        """(1, cluster_id, member_id, shard, epoch, tip, compact_revision)"""
+        """(1, cluster_id, member_id, shard, epoch, tip, compact_revision, reserved)"""
         self.raise_epoch = text(
             update(fence).where(own).values(epoch=f.epoch + literal_column("1"), tip=tip)
         )
@@ -181,6 +244,8 @@ class Statements:
             update(fence).where(own).values(compact_revision=bindparam("compacted"))
         )
         """(compact_revision)"""
+        self.set_reserved = text(update(fence).where(own).values(reserved=bindparam("up_to")))
+        """(reserved)"""
         self.select_schema_version = text(select(meta.c.schema_version))
         self.insert_meta = text(_insert_one(meta))
         """(1, schema_version)"""
@@ -219,6 +284,30 @@ class Statements:
             ["id"], lambda ids: delete(leases).where(leases.c.id.in_(select(ids)))
         )
         """(ids)"""
+
+    def _make_home_statements(self) -> None:
+        text, sized, name, r = self._text, self._sized, shards.c.name, redo.c
+        self.select_shards = text(select(*shards.c).order_by(name))
+        """(name, tip, origin)"""
+        self.insert_shards = sized(shards.c.keys(), lambda rows: _insert_given(shards, rows))
+        """(rows in the table's order of columns)"""
+        self.delete_shards = sized(
+            ["name"], lambda names: delete(shards).where(name.in_(select(names)))
+        )
+        """(names)"""
+        row = [column for column in r if column.name != "shard"]
+        self.select_redo = text(select(r.shard, *row).order_by(r.revision, r.sub))
+        """(shard, then a row as in ``revisions``), in the order of the rows"""
+        self.insert_redo = sized(r.keys(), lambda rows: _insert_given(redo, rows))
+        """(rows in the table's order of columns)"""
+        self.delete_redo = sized(
+            ["revision"], lambda gone: delete(redo).where(r.revision.in_(select(gone)))
+        )
+        """(revisions)"""
+        self.select_shard_map = text(select(shard_map.c.document))
+        self.delete_shard_map = text(delete(shard_map))
+        self.insert_shard_map = text(_insert_one(shard_map))
+        """(1, document)"""
 
     def _text(self, statement: ClauseElement) -> str:
         return _text(statement, self._dialect)

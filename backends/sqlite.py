@@ -9,6 +9,7 @@ end. The readers' queue holds ``READS_MAX``; a read above is refused at once (``
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +24,10 @@ from backends.sqlite_reader import Reader
 from backends.sqlite_writer import Writer
 from kvstore.backend import (
     Batch,
+    Cluster,
     CommitResult,
     Fence,
+    HomeRows,
     IndexRow,
     LeaseRow,
     Outcome,
@@ -33,66 +36,101 @@ from kvstore.backend import (
     Sizes,
 )
 from kvstore.config import SqliteConfig
-from kvstore.errors import BackendError, ReadsFullError
+from kvstore.errors import BackendError, ReadsFullError, UnreachableError
 
 READS_MAX = 10_000
 """Reads that may wait; more are answered with ``ReadsFullError``."""
 
 Result = TypeVar("Result")
+WriterJob = Callable[[], None]
+ReaderJob = Callable[[Reader], None]
 
 _FIRST: RowId = (-1, -1)
+_DISK_FAILS = (
+    OSError,
+    apsw.IOError,
+    apsw.CantOpenError,
+    apsw.FullError,
+    apsw.ReadOnlyError,
+    apsw.BusyError,
+)
+"""What says nothing against a file: it may be opened another time."""
 
 
 class SqliteBackend:
-    """``kvstore.backend.Backend`` over the file ``path``; ``shard`` is its name if it is new."""
+    """``kvstore.backend.Backend`` over the file ``path``, which must be that of ``shard``; a new
+    one becomes it. Once opened, a file is never out of reach: it is there or broken.
+    """
 
     def __init__(
         self, path: Path, *, shard: str = "default", config: SqliteConfig | None = None
     ) -> None:
         self.on_broken: Callable[[str], None] = _nobody_listens
+        self.on_out: Callable[[str], None] = _nobody_listens
+        self.on_back: Callable[[], None] = _nobody_hears
+        self.origin = ""  # nothing tells a file from its copy
         self._path = path
         self._shard = shard
         self._config = config or SqliteConfig()
         self._statements = Statements(sqlite_dialect())
-        self._writes: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._reads: SimpleQueue[Callable[[Reader], None] | None] = SimpleQueue()
+        self._broken = ""
+        self._opened = False
+        self._closed: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._writer: Writer
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """As if it had never been opened; but what broke stays so in this process."""
+        self._writes: SimpleQueue[WriterJob | None] = SimpleQueue()
+        self._reads: SimpleQueue[ReaderJob | None] = SimpleQueue()
         self._reads_waiting = 0
         self._committing = False
         self._broken_told = False
         self._readers: list[threading.Thread] = []
-        self._closed: asyncio.Event | None = None
-        self._opened = False
-        self._loop: asyncio.AbstractEventLoop
         self._lock: sqlite_file.Lock | None = None
-        self._writer: Writer
 
     # -- opening and closing -------------------------------------------------------------------
 
-    async def open(self) -> Fence:
+    async def open(self, cluster: Cluster | None = None, *, known: bool = False) -> Fence:
         """Lock, create or check, raise the epoch.
 
-        Raises ``BackendError``; then nothing was changed.
+        Raises ``UnreachableError`` if the file of one that is ``known`` is not there, or its disk
+        does not let it be used, else ``BackendError``; then nothing was changed.
         """
-        self._opened = True
+        if self._closed is not None:
+            await self._closed.wait()
+            self._start_over()
+        self._opened, self._closed = True, None
         self._loop = asyncio.get_running_loop()
-        self._start_thread("writer", self._write)
+        self._start_thread("writer", _write, self._writes)
         try:
-            return await self._in_writer(self._take)
+            return await self._in_writer(lambda: self._take(cluster, known=known))
         except BackendError:
             self._closed = asyncio.Event()
             self._closed.set()
             self._writes.put(None)
             raise
 
-    def _take(self) -> Fence:
+    def _take(self, cluster: Cluster | None, *, known: bool) -> Fence:
         """In the writer's thread: everything that ``open`` does."""
+        if self._broken:
+            raise BackendError(f"{self._path} cannot be trusted any more: {self._broken}")
         sqlite_file.check_library(apsw.sqlite_lib_version())
+        if known:
+            sqlite_file.require_file(self._path)
         sqlite_file.make_directory(self._path.parent)
         lock = sqlite_file.Lock(self._path)
         connections: list[apsw.Connection] = []
         try:
             if sqlite_file.is_new(self._path):
-                sqlite_file.create(self._path, self._shard)
+                if cluster is None:
+                    sqlite_file.refuse_beside(self._path)
+                sqlite_file.create(self._path, self._shard, cluster)
+            else:
+                sqlite_file.require_identity(
+                    self._path, self._statements, shard=self._shard, cluster=cluster
+                )
             connection = sqlite_file.open_writer(self._path, self._statements, self._config)
             connections.append(connection)
             writer = Writer(self._path, connection, self._statements, self._config)
@@ -107,12 +145,13 @@ class SqliteBackend:
             lock.release(undo=True)
             if isinstance(error, OSError | apsw.Error):
                 reason = sqlite_file.describe(error)
-                raise BackendError(f"cannot open {self._path}: {reason}") from error
+                kind = UnreachableError if isinstance(error, _DISK_FAILS) else BackendError
+                raise kind(f"cannot open {self._path}: {reason}") from error
             raise
         self._lock, self._writer = lock, writer
         for connection in connections[1:]:
             reader = Reader(connection, self._statements)
-            self._readers.append(self._start_thread("reader", self._read, reader))
+            self._readers.append(self._start_thread("reader", _read, self._reads, reader))
         return fence
 
     def _start_thread(
@@ -151,6 +190,7 @@ class SqliteBackend:
             self._reads.put(None)
         for reader in self._readers:
             reader.join()
+        self._broken = self._writer.broken
         try:
             self._writer.close()
         except Exception as error:
@@ -178,6 +218,14 @@ class SqliteBackend:
         """Every stored lease."""
         return await self._in_reader(Reader.leases)
 
+    async def load_home(self) -> HomeRows:
+        """What home keeps for all shards."""
+        return await self._in_reader(Reader.home)
+
+    def lease_until(self) -> float:
+        """For ever: the lock goes with the process."""
+        return math.inf
+
     # -- writing -------------------------------------------------------------------------------
 
     def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
@@ -204,7 +252,7 @@ class SqliteBackend:
 
         def job() -> None:
             self._tell(ended, work())
-            self._writer.checkpoint_if_due()
+            self._writer.tidy()
             self._tell_if_broken()
 
         self._writes.put(job)
@@ -274,15 +322,6 @@ class SqliteBackend:
 
     # -- threads -------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        while (job := self._writes.get()) is not None:
-            job()
-
-    def _read(self, reader: Reader) -> None:
-        while (job := self._reads.get()) is not None:
-            job(reader)
-        reader.close()
-
     def _tell(self, done: Callable[[Result], None], result: Result) -> None:
         self._loop.call_soon_threadsafe(done, result)
 
@@ -311,8 +350,25 @@ class SqliteBackend:
         return future
 
 
+def _write(jobs: SimpleQueue[WriterJob | None]) -> None:
+    """The writer's thread, until it gets None."""
+    while (job := jobs.get()) is not None:
+        job()
+
+
+def _read(jobs: SimpleQueue[ReaderJob | None], reader: Reader) -> None:
+    """A reader's thread, likewise."""
+    while (job := jobs.get()) is not None:
+        job(reader)
+    reader.close()
+
+
 def _nobody_listens(reason: str) -> None:
-    """Until somebody sets ``on_broken``."""
+    """Until somebody sets ``on_broken``; nobody needs to set ``on_out``."""
+
+
+def _nobody_hears() -> None:
+    """Nor ``on_back``."""
 
 
 def _settle(future: "asyncio.Future[Result]", result: Result | BaseException) -> None:

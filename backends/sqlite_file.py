@@ -10,7 +10,9 @@ Order matters, so that nothing of anybody else's is touched:
 3. The first bytes of the file are looked at without SQLite: it must be an SQLite database with our
    application id. SQLite never opens a file that is not ours: it could roll a journal back or leave
    a log beside it.
-4. Only then it is opened. A new store is built completely under another name and renamed, so that
+4. A store of ours is read in a way that changes nothing: its schema must not be newer, its cluster
+   and its name must be those of the shard that is to be opened.
+5. Only then it is opened. A new store is built completely under another name and renamed, so that
    a file with the final name is complete, whenever the machine stops; not beside the log of a
    database that is gone, which SQLite would apply to it.
 
@@ -33,9 +35,11 @@ from backends.schema import (
     migrations,
     signed,
     sqlite_dialect,
+    unsigned,
 )
+from kvstore.backend import Cluster
 from kvstore.config import SqliteConfig
-from kvstore.errors import BackendError
+from kvstore.errors import BackendError, UnreachableError
 
 LIBRARY_VERSION_MIN = (3, 51, 3)
 APPLICATION_ID = 0x6B767374
@@ -74,14 +78,14 @@ class Lock:
         """Take the lock of the database at ``path``.
 
         Raises ``BackendError`` when another process, or another backend of this one, has it, or
-        the file with its name is somebody else's.
+        the file with its name is somebody else's, ``UnreachableError`` when the disk forbids it.
         """
         self._path = path.with_name(path.name + ".lock")
         self._made = False
         try:
             self._descriptor = self._take()
         except OSError as error:
-            raise BackendError(f"cannot lock {self._path}: {error.strerror}") from error
+            raise UnreachableError(f"cannot lock {self._path}: {error.strerror}") from error
 
     def _take(self) -> int:
         while True:
@@ -139,25 +143,63 @@ def make_directory(directory: Path) -> None:
         raise BackendError(f"cannot make {directory}: {error.strerror}") from error
 
 
-def is_new(path: Path) -> bool:
-    """Is there no database yet? Raises ``BackendError`` if there is one that is not ours."""
+def require_file(path: Path) -> None:
+    """Raise ``UnreachableError`` if there is no database where one has been: its disk may not be
+    mounted.
+    """
     try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
+        path.stat()
+    except OSError as error:
+        raise UnreachableError(f"{path} has been there: {error.strerror}") from error
+
+
+def is_new(path: Path) -> bool:
+    """Is there no database yet? Raises ``BackendError`` if there is one that is not ours,
+    ``UnreachableError`` if the disk does not tell.
+    """
+    try:
+        found = _application(path)
     except FileNotFoundError:
         return True
     except OSError as error:
-        raise BackendError(f"cannot read {path}: {error.strerror}") from error
-    if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
+        raise UnreachableError(f"cannot read {path}: {error.strerror}") from error
+    if found is None:
         raise BackendError(f"{path} is not an SQLite database")
-    found = int.from_bytes(header[68:72], "big")
     if found != APPLICATION_ID:
         raise BackendError(f"{path} belongs to another application (its id is {found:#x})")
     return False
 
 
-def create(path: Path, shard: str) -> None:
-    """Make a complete, empty store at ``path``.
+def refuse_beside(path: Path) -> None:
+    """Raise ``BackendError`` if a store that begins at ``path`` would begin beside another one, or
+    what is left of one: whoever looks for that would be served an empty one.
+    """
+    for other in sorted(path.parent.iterdir()):
+        if other == _building(path) or not other.is_file():
+            continue
+        if _application(other) == APPLICATION_ID:
+            raise BackendError(
+                f"there is no {path}, but {other.name} of a store beside it: put the file back,"
+                " name the first shard of that store first, or begin in a directory of its own"
+            )
+
+
+def _application(path: Path) -> int | None:
+    """The application id in the header of an SQLite database; None if it is none."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
+        return None
+    return int.from_bytes(header[68:72], "big")
+
+
+def _building(path: Path) -> Path:
+    """What a new database is made as, and left as by a crash then."""
+    return path.with_name(path.name + ".new")
+
+
+def create(path: Path, shard: str, cluster: Cluster | None = None) -> None:
+    """Make a complete, empty store at ``path``: of ``cluster``, or with ids of its own.
 
     Raises ``OSError``, ``apsw.Error``, or ``BackendError`` when another database's log is there,
     which SQLite would apply to the new one.
@@ -169,7 +211,7 @@ def create(path: Path, shard: str) -> None:
                 f"there is no {path}, but {log.name} of one: put the database back, or"
                 " remove that, too, to begin with an empty store"
             )
-    building = path.with_name(path.name + ".new")
+    building = _building(path)
     for left in (building, building.with_name(building.name + "-journal")):
         left.unlink(missing_ok=True)
     os.close(os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -182,12 +224,54 @@ def create(path: Path, shard: str) -> None:
             connection.pragma("application_id", APPLICATION_ID)
             migrate(connection, found=0, steps=migrations(sqlite_dialect()))
             connection.execute(statements.insert_meta, (1, SCHEMA_VERSION))
-            ids = [signed(secrets.randbelow((1 << 64) - 1) + 1) for _ in range(2)]
-            connection.execute(statements.insert_fence, (1, *ids, shard, 0, 1, -1))
+            ids = cluster or [secrets.randbelow((1 << 64) - 1) + 1 for _ in range(2)]
+            fence = (1, *map(signed, ids), shard, 0, 1, -1, 0)
+            connection.execute(statements.insert_fence, fence)
     finally:
         connection.close()
     building.rename(path)
     _sync_directory(path.parent)
+
+
+def open_unchanged(path: Path) -> apsw.Connection:
+    """A connection that reads and leaves every file as it is and none behind: without a log beside
+    it the store is opened as immutable, with one the log's index is kept in memory.
+
+    Raises ``apsw.Error``. Whoever calls it holds the lock.
+    """
+    if not path.with_name(path.name + "-wal").exists():
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        return apsw.Connection(f"{path.absolute().as_uri()}?immutable=1", flags=flags)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.pragma("locking_mode", "exclusive")
+    return connection
+
+
+def require_identity(
+    path: Path, statements: Statements, *, shard: str, cluster: Cluster | None
+) -> None:
+    """Is the store at ``path`` the one that is meant? Nothing is changed; any cluster will do when
+    ``cluster`` is None.
+
+    Raises ``BackendError`` if it is not, or of a newer schema, and ``apsw.Error`` from storage.
+    """
+    connection = open_unchanged(path)
+    try:
+        schema_version(path, connection, statements)
+        found = connection.execute(statements.select_identity).fetchone()
+    finally:
+        connection.close()
+    if found is None:
+        raise BackendError(f"{path} has no fence row")
+    cluster_id, name = unsigned(found[0]), found[1]
+    if cluster is not None and cluster_id != cluster.cluster_id:
+        raise BackendError(
+            f"{path} belongs to cluster {cluster_id:x}, not to that of the home shard,"
+            f" {cluster.cluster_id:x}"
+        )
+    if name != shard:
+        raise BackendError(f"{path} holds the shard {name!r}, not {shard!r}")
 
 
 def migrate(connection: apsw.Connection, *, found: int, steps: Sequence[Migration]) -> None:

@@ -12,7 +12,7 @@ from itertools import accumulate
 import apsw
 
 from backends.schema import SIZE_MAX, Statements
-from kvstore.backend import IndexRow, LeaseRow, Row, RowId
+from kvstore.backend import HomeRows, IndexRow, LeaseRow, Row, RowId, ShardRecord
 
 ROWS_FIRST = 128
 """Values, or rows with values, of a read's first statement; of the next ones up to SIZE_MAX."""
@@ -82,6 +82,15 @@ class Reader:
         """Every lease."""
         rows = self._connection.execute(self._statements.select_leases)
         return [LeaseRow(*row) for row in rows]
+
+    def home(self) -> HomeRows:
+        """What home keeps for all shards."""
+        execute, s = self._connection.execute, self._statements
+        return HomeRows(
+            shard_map=str(execute(s.select_shard_map).get or ""),
+            records=[ShardRecord(*row) for row in execute(s.select_shards)],
+            redo=[(shard, tuple(row)) for shard, *row in execute(s.select_redo)],
+        )
 
     def close(self) -> None:
         """Close the connection."""

@@ -4,7 +4,8 @@
 fence row is still as we left it, and none otherwise; the number of inserted rows tells. The driver
 gives up the interpreter's lock for each step of a statement, and with a busy event loop each time
 waits for it: one step is the least there can be. A batch with other parts, or with more rows than a
-statement takes, is a transaction of several statements; the first updates the fence row, or not.
+statement takes, or whose tip is above its last row, is a transaction of several statements; the
+first updates the fence row, or not.
 
 **Tip.** It is the greater of the last row's revision and the fence row's ``tip``, which only
 transactions of several statements write (they may delete the last row): one page less to sync.
@@ -29,6 +30,7 @@ No method but ``take`` and ``close`` raises: whoever waits for the writer's thre
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -39,7 +41,12 @@ from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
 
 _SIZES_REFRESH_PAGES = 64
-"""``sizes`` is taken anew once this many pages have been written."""
+"""``sizes`` is taken anew after a commit was reported once this many pages have been written."""
+
+_UNSIZED_PAGES_MAX = 128
+"""And before it is reported once there are so many."""
+
+_COUNT_PAGES = "SELECT page_count, freelist_count FROM pragma_page_count, pragma_freelist_count"
 
 _DEFINITE = (apsw.FullError, apsw.BusyError)
 _VACUUM_REFUSED = (*_DEFINITE, apsw.CantOpenError, apsw.SQLError)
@@ -108,11 +115,17 @@ class Writer:
             return self._fenced(batch)
         return CommitResult(Outcome.NOT_COMMITTED, "the batch has not been tried")
 
-    def checkpoint_if_due(self) -> None:
-        """Checkpoint when the log has grown enough; a failure shows in ``broken``."""
-        if self._pages_logged < self._checkpoint_pages or self.broken:
+    def tidy(self) -> None:
+        """After a commit was reported: take the sizes, checkpoint, when enough has been written; a
+        failure shows in ``broken``.
+        """
+        if self.broken:
             return
         try:
+            if self._pages_unsized >= _SIZES_REFRESH_PAGES:
+                self.sizes = self._take_sizes()
+            if self._pages_logged < self._checkpoint_pages:
+                return
             wait = self._log_bytes() > self._log_bytes_max // 2
             self._checkpoint(
                 apsw.SQLITE_CHECKPOINT_RESTART if wait else apsw.SQLITE_CHECKPOINT_PASSIVE
@@ -187,7 +200,7 @@ class Writer:
         self._pages_logged += written - self._pages_written
         self._pages_unsized += written - self._pages_written
         self._pages_written = written
-        if self._pages_unsized >= _SIZES_REFRESH_PAGES or batch.drops:
+        if self._pages_unsized >= _UNSIZED_PAGES_MAX or batch.drops:
             self.sizes = self._take_sizes()
         return _COMMITTED
 
@@ -205,8 +218,22 @@ class Writer:
         self._each(s.insert_leases, list(batch.lease_puts.values()))
         if batch.compact_revision is not None:
             execute(s.set_compact_revision, (batch.compact_revision,))
+        self._store_home(batch)
         execute("COMMIT")
         return True
+
+    def _store_home(self, batch: Batch) -> None:
+        """What home keeps for all shards, within the transaction."""
+        s, execute = self._statements, self._connection.execute
+        if batch.reserved is not None:
+            execute(s.set_reserved, (batch.reserved,))
+        if batch.shard_map is not None:
+            execute(s.delete_shard_map)
+            execute(s.insert_shard_map, (1, batch.shard_map))
+        self._each(s.delete_shards, [(name,) for name in batch.records])
+        self._each(s.insert_shards, list(batch.records.values()))
+        self._each(s.delete_redo, [(revision,) for revision in batch.redo_drops])
+        self._each(s.insert_redo, [(*row[:2], shard, *row[2:]) for shard, row in batch.redo])
 
     def _each(self, sized: Sized, rows: Sequence[Sequence[object]], *more: object) -> None:
         """Run a sized statement over all ``rows``."""
@@ -275,18 +302,21 @@ class Writer:
         return self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
 
     def _take_sizes(self) -> Sizes:
-        pages: int = self._connection.pragma("page_count")
-        free: int = self._connection.pragma("freelist_count")
+        counts: list[Any] = self._connection.execute(_COUNT_PAGES).fetchall()
+        ((pages, free),) = counts
         self._pages_unsized = 0
         return Sizes(pages * self._page_bytes, (pages - free) * self._page_bytes)
 
 
 def _is_plain(batch: Batch) -> bool:
-    """Has the batch rows only, and no more than one statement takes?"""
+    """Has the batch rows only, no more than one statement takes, and no tip but the last one's?"""
+    rows = batch.rows
     return (
-        0 < len(batch.rows) <= SIZE_MAX
-        and not batch.drops
-        and not batch.lease_puts
-        and not batch.lease_deletes
+        0 < len(rows) <= SIZE_MAX
+        and batch.tip == rows[-1][0]
         and batch.compact_revision is None
+        and batch.reserved is None
+        and batch.shard_map is None
+        and not (batch.drops or batch.lease_puts or batch.lease_deletes)
+        and not (batch.records or batch.redo or batch.redo_drops)
     )

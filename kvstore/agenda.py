@@ -8,10 +8,17 @@
 A heap would keep a dead entry for every lease revoked before its time, and rebuilding it stalls;
 here a revoked lease is taken out at once and nothing dead is ever held.
 The price is that an id comes up as late as one width after its time, never before.
+
+What has come up and cannot be done, because a shard refuses it, is **parked** at that shard and
+comes up again when it refuses no more: until then it costs nothing but its place.
 """
 
 from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil, floor
+
+from kvstore.errors import HeldError, StoreError
 
 SLOT_SECONDS = 0.125
 
@@ -52,3 +59,39 @@ class Agenda:
             return None
         slot = self._times.pop(0)
         return slot, list(self._slots.pop(slot))
+
+
+class Parked:
+    """Ids by the shard that they wait for; ``check_room`` raises if one refuses a write. Whoever
+    takes them skips those that are gone.
+    """
+
+    def __init__(self, check_room: Callable[[int], None]) -> None:
+        self._check_room = check_room
+        self._ids: dict[int, deque[int]] = {}
+
+    def add(self, lease_id: int, shards: Iterable[int]) -> bool:
+        """Let ``lease_id`` wait for the first of ``shards`` that refuses; False if none does."""
+        for shard in shards:
+            if self._refuses(shard):
+                self._ids.setdefault(shard, deque()).append(lease_id)
+                return True
+        return False
+
+    def take(self) -> Iterator[int]:
+        """Remove those of shards that refuse nothing, which is asked anew for each: in the order in
+        which they were added.
+        """
+        for shard, ids in list(self._ids.items()):
+            while ids and not self._refuses(shard):
+                yield ids.popleft()
+
+    def _refuses(self, shard: int) -> bool:
+        """To wait for a turn is no refusal."""
+        try:
+            self._check_room(shard)
+        except HeldError:
+            return False
+        except StoreError:
+            return True
+        return False

@@ -1,228 +1,42 @@
 """The command line: flags and environment variables become a ``Config`` and ``ServeOptions``.
 
-Flags, their environment variables (``ETCD_`` and the name in capitals) and their spelling are
-etcd's where etcd has them, so that its users find their way: one dash or two, ``--flag=value`` or
-``--flag value``. What is etcd's alone (peers, clustering) is refused as unknown. A flag wins over
-its variable, which wins over the default.
+``flags.py`` has the flags: one dash or two, ``--flag=value`` or ``--flag value``. What is etcd's
+alone (peers, clustering) is refused as unknown.
 
 Whatever a user can get wrong ends with one line on stderr and exit code 2, before data is changed.
 """
 
+import asyncio
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TextIO
 
 import click
 
-from backends.check import check
-from backends.sqlite import SqliteBackend
+from backends.check import Report, check
+from backends.migration import migrate
+from backends.urls import SQLITE
 from kvstore.clock import SystemClock
 from kvstore.config import Config
+from kvstore.databases import Databases
 from kvstore.errors import BackendError
-from kvstore.listen import Address, ListenError, check_advertised, parse_urls
-from kvstore.logs import LEVELS, LogFormat, Logger, make_logger
+from kvstore.flags import ASK_FLAGS, DATA_FLAGS, SERVE_FLAGS, is_of_etcd_alone
+from kvstore.listen import Address
+from kvstore.logs import LogFormat, Logger, make_logger
 from kvstore.memory import memory_limit
 from kvstore.options import ServeOptions, TlsOptions, TransportKind
 from kvstore.server import EXIT_FAILED, EXIT_OK, StartError, run
+from kvstore.shard_file import ShardFileError
+from kvstore.shard_table import AskError, ask, draw
 from kvstore.version import ETCD_VERSION, own_version
 
 EXIT_REFUSED: Final = 2
 """Nothing was done: wrong flags, no access, address in use, data of another program or process."""
 
-DATABASE: Final = "kvstore.db"
-"""Name of the database in the data directory."""
-
-_OF_ETCD_ALONE: Final = (
-    *("auth-token", "auto-compaction-", "auto-tls", "backend-", "bcrypt-cost", "cipher-suites"),
-    *("client-cert-allowed-", "client-crl-file", "compact-hash-check-", "compaction-"),
-    *("config-file", "corrupt-check-time", "cors", "discovery", "downgrade-check-time"),
-    *("election-timeout", "enable-", "experimental-", "feature-gates", "force-new-cluster"),
-    *("grpc-keepalive-", "heartbeat-interval", "host-whitelist", "initial-", "listen-peer-urls"),
-    *("listen-client-http-urls", "log-rotation-", "logger", "max-learners", "max-snapshots"),
-    *("max-wals", "memory-mlock", "metrics", "peer-", "pre-vote", "quota-backend-bytes", "raft-"),
-    *("self-signed-cert-validity", "snapshot-", "socket-reuse-", "strict-reconfig-check"),
-    *("tls-max-version", "tls-min-version", "unsafe-no-fsync", "v2-deprecation", "wal-dir"),
-    *("warning-", "distributed-tracing-", "bootstrap-defrag-"),
-)
-"""How those flags of etcd begin that have no meaning here."""
-
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of Go's duration syntax (``10m``, ``1h30m``, ``1.5s``, ``0``); raises ValueError."""
-    if text == "0":
-        return 0.0
-    if not re.fullmatch(f"(?:{_PART.pattern})+", text):
-        raise ValueError(f"{text!r} is not a duration such as 10m, 1h30m or 500ms")
-    return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
-
-
-def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _addresses(_: click.Context, __: click.Parameter, text: str) -> list[Address]:
-    try:
-        return parse_urls(text) if text else []
-    except ListenError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _advertised(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
-    urls = _words(context, parameter, text)
-    try:
-        check_advertised(urls)
-    except ListenError as error:
-        raise click.BadParameter(str(error)) from error
-    return urls
-
-
-def _words(_: click.Context, __: click.Parameter, text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _flag(
-    name: str,
-    *,
-    default: str | int | None,
-    meaning: str,
-    convert: Callable[[click.Context, click.Parameter, str], object] | None = None,
-    kind: click.IntRange | click.Choice[str] | type[str] = str,
-    prefix: str = "ETCD_",
-) -> click.Option:
-    """One flag with the environment variable that belongs to it."""
-    return click.Option(
-        [f"--{name}"],
-        default=default,
-        envvar=prefix + name.upper().replace("-", "_"),
-        help=meaning,
-        show_default=default not in {None, ""},
-        show_envvar=True,
-        callback=convert,
-        type=kind,
-    )
-
-
-def _switch(name: str, *, meaning: str) -> click.Option:
-    """A flag that is on when given alone, as Go reads ``--flag`` and ``--flag=true|false``."""
-    return click.Option(
-        [f"--{name}"],
-        default=False,
-        is_flag=False,
-        flag_value=True,
-        type=bool,
-        envvar="ETCD_" + name.upper().replace("-", "_"),
-        help=meaning,
-        show_envvar=True,
-    )
-
-
-_SIZE = click.IntRange(min=1)
-_SIZE.name = "whole number"
-_UNSIGNED_32 = click.IntRange(min=1, max=2**32 - 1)
-_UNSIGNED_32.name = "whole number"
-"""What a setting of HTTP/2 can say (RFC 9113 section 6.5.1)."""
-
-
-_DATA_DIR = _flag(
-    "data-dir", default=None, meaning="Directory of the database.  [default: NAME.kvstore]"
-)
-
-_SERVE_FLAGS = [
-    _flag("name", default="default", meaning="Name of this server, as clients see it."),
-    _DATA_DIR,
-    _flag(
-        "listen-client-urls",
-        default="http://localhost:2379",
-        convert=_addresses,
-        meaning="Where to serve clients: http, https or unix URLs, separated by commas.",
-    ),
-    _flag(
-        "advertise-client-urls",
-        default="",
-        convert=_advertised,
-        meaning="What clients are told to connect to.  [default: where it listens]",
-    ),
-    _flag(
-        "listen-metrics-urls",
-        default="",
-        convert=_addresses,
-        meaning="Where else to serve /metrics and health checks, and nothing but these.",
-    ),
-    _flag(
-        "max-request-bytes",
-        default=Config().request.request_bytes_max,
-        kind=_SIZE,
-        meaning="Largest request that is not refused.",
-    ),
-    _flag(
-        "max-txn-ops",
-        default=Config().request.txn_ops_max,
-        kind=_SIZE,
-        meaning="Most operations in one transaction.",
-    ),
-    _flag(
-        "max-concurrent-streams",
-        default=Config().transport.streams_per_connection_max,
-        kind=_UNSIGNED_32,
-        meaning="Most calls at a time on one connection.",
-    ),
-    _flag(
-        "watch-progress-notify-interval",
-        default="10m",
-        convert=_duration,
-        meaning="Silence after which a watcher that asked for it is told how far the store is.",
-    ),
-    _flag(
-        "log-level",
-        default="info",
-        kind=click.Choice(list(LEVELS)),
-        meaning="Least severe level that is logged.",
-    ),
-    _flag(
-        "log-format",
-        default=LogFormat.JSON.value,
-        kind=click.Choice([kind.value for kind in LogFormat]),
-        meaning="Form of the log.",
-    ),
-    _flag(
-        "log-outputs",
-        default="default",
-        convert=_words,
-        meaning="Where the log goes: stderr (default), stdout or files, separated by commas.",
-    ),
-    _flag("cert-file", default="", meaning="Server certificate, PEM; for https URLs."),
-    _flag("key-file", default="", meaning="Key of the server certificate, PEM."),
-    _flag(
-        "trusted-ca-file",
-        default="",
-        meaning="Authority of clients' certificates, PEM; if given, one is required.",
-    ),
-    _switch("client-cert-auth", meaning="Require a client certificate; needs --trusted-ca-file."),
-    _flag(
-        "cache-bytes",
-        default=None,
-        kind=_SIZE,
-        prefix="KVSTORE_",
-        meaning="Memory for values.  [default: a quarter of what this process may use]",
-    ),
-    _flag(
-        "transport",
-        default=TransportKind.NATIVE.value,
-        kind=click.Choice([kind.value for kind in TransportKind]),
-        prefix="KVSTORE_",
-        meaning="The server's own HTTP/2, or grpcio to compare with.",
-    ),
-]
+_DATA_DIR: Final = "default.kvstore"
 
 
 def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
@@ -241,14 +55,19 @@ def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> No
     help="The same as the command.",
 )
 def cli() -> None:
-    """A server that speaks the etcd v3 API over SQLite."""
+    """A server that speaks the etcd v3 API over SQLite and PostgreSQL."""
 
 
-@cli.command(params=_SERVE_FLAGS)
+@cli.command(params=SERVE_FLAGS)
 def serve(
     *,
     name: str,
     data_dir: str | None,
+    config: str | None,
+    backend: str | None,
+    shard_timeout: float,
+    take_over: bool,
+    accept_data_loss: bool,
     listen_client_urls: list[Address],
     advertise_client_urls: list[str],
     listen_metrics_urls: list[Address],
@@ -268,22 +87,20 @@ def serve(
 ) -> int:
     """Serve clients until SIGTERM or SIGINT; a second signal ends the process at once."""
     bounds = bounds_within(memory_limit())
-    message_bytes_max = max_request_bytes + bounds.request.request_overhead_bytes
-    if message_bytes_max > bounds.transport.request_bytes_total_max:
-        most = bounds.transport.request_bytes_total_max - bounds.request.request_overhead_bytes
-        raise StartError(f"--max-request-bytes may be {most} at most with the memory there is")
-    config = replace(
+    bounds = replace(
         bounds,
         request=replace(
             bounds.request, request_bytes_max=max_request_bytes, txn_ops_max=max_txn_ops
         ),
         store=replace(bounds.store, cache_bytes_max=cache_bytes or bounds.store.cache_bytes_max),
+        commit=replace(bounds.commit, shard_timeout=shard_timeout),
         transport=replace(
             bounds.transport,
             streams_per_connection_max=max_concurrent_streams,
-            message_bytes_max=message_bytes_max,
+            message_bytes_max=_message_bytes_max(max_request_bytes, bounds),
         ),
         watch=replace(bounds.watch, progress_interval=watch_progress_notify_interval),
+        postgres=replace(bounds.postgres, take_over=take_over, accept_data_loss=accept_data_loss),
     )
     if not name:
         raise StartError("--name is empty")
@@ -299,18 +116,14 @@ def serve(
         listen_metrics_urls=listen_metrics_urls,
         tls=_tls(*files, client_cert_auth=client_cert_auth, addresses=addresses),
         transport=TransportKind(transport),
+        accept_data_loss=accept_data_loss,
     )
-    logger = make_logger(
-        level=log_level,
-        log_format=LogFormat(log_format),
-        clock=SystemClock(),
-        outputs=[_output(output) for output in log_outputs],
-    )
-    _warn_of_idle_settings(logger, listen_client_urls if any(files) else [])
+    databases = Databases(config, backend, options.data_dir)
+    logger = _make_logger(log_level, log_format, log_outputs)
+    _warn_of_idle_settings(logger, listen_client_urls if any(files) else [], databases)
     _refuse_data_of_etcd(options.data_dir)
-    database = options.data_dir / DATABASE
-    backends = [SqliteBackend(database, config=config.sqlite)]
-    return run(backends, config, options, clock=SystemClock(), log=logger)
+    shards = databases.config
+    return run(databases.backends(bounds), shards, bounds, options, clock=SystemClock(), log=logger)
 
 
 def bounds_within(memory: int) -> Config:
@@ -328,14 +141,40 @@ def bounds_within(memory: int) -> Config:
     )
 
 
-def _warn_of_idle_settings(logger: Logger, certified: Sequence[Address]) -> None:
-    """Say what has no effect: foreign variables, certificates for ``certified`` without TLS."""
+def _message_bytes_max(request_bytes_max: int, bounds: Config) -> int:
+    """What the transport takes, so that requests of ``request_bytes_max`` come through."""
+    overhead = bounds.request.request_overhead_bytes
+    most = bounds.transport.request_bytes_total_max - overhead
+    if request_bytes_max > most:
+        raise StartError(f"--max-request-bytes may be {most} at most with the memory there is")
+    return request_bytes_max + overhead
+
+
+def _make_logger(level: str, form: str, outputs: Sequence[str]) -> Logger:
+    return make_logger(
+        level=level,
+        log_format=LogFormat(form),
+        clock=SystemClock(),
+        outputs=[_output(output) for output in outputs],
+    )
+
+
+def _warn_of_idle_settings(
+    logger: Logger, certified: Sequence[Address], databases: Databases
+) -> None:
+    """Say what has no effect: foreign variables, certificates for ``certified`` without TLS, shards
+    that get no keys.
+    """
     unknown = unknown_variables(os.environ)
     if unknown:
         logger.warning("unrecognized environment variables are ignored", names=unknown)
     for address in certified:
         if not address.tls:
             logger.warning("certificate files have no effect on a URL without TLS", url=address.url)
+    routed = {route.shard for route in databases.config.routes}
+    for shard in databases.config.names[1:]:
+        if shard not in routed:
+            logger.warning("a shard has no route and gets no keys", shard=shard)
 
 
 def _refuse_data_of_etcd(directory: Path) -> None:
@@ -392,29 +231,49 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name.startswith("ETCD_") and name not in known)
 
 
-@cli.command("check", params=[_DATA_DIR])
-def check_data(*, data_dir: str | None) -> int:
-    """Look for damage in a data directory that no server uses, without changing anything."""
-    report = check(Path(data_dir or "default.kvstore") / DATABASE)
-    facts = {
-        "shard": report.shard,
-        "cluster_id": f"{report.cluster_id:x}",
-        "member_id": f"{report.member_id:x}",
-        "schema_version": report.schema_version,
-        "epoch": report.epoch,
-        "revision": report.tip,
-        "compact_revision": report.compact_revision,
-        "keys": report.live_keys,
-        "rows": report.rows,
-        "compactable_rows": report.compactable_rows,
-        "leases": report.leases,
-        "findings": report.findings_total,
-    }
-    for name, fact in facts.items():
-        click.echo(f"{name} {fact}")
-    for finding in report.findings:
-        click.echo(f"finding: {finding}")
-    return EXIT_OK if report.sound else EXIT_FAILED
+@cli.command("check", params=DATA_FLAGS)
+def check_data(*, data_dir: str | None, config: str | None, backend: str | None) -> int:
+    """Look for damage in SQLite files that no server uses, without changing anything."""
+    databases = Databases(config, backend, Path(data_dir or _DATA_DIR))
+    home: Report | None = None
+    told: list[list[str]] = []
+    sound = True
+    for number, (shard, place) in enumerate(databases):
+        if place.kind != SQLITE or (number and home is None):
+            why = "no SQLite file" if place.kind != SQLITE else "home is no SQLite file"
+            told.append([f"shard {shard.name}", f"not checked: {why}"])
+            continue
+        report = check(Path(place.place), home=home)
+        if report.shard != shard.name and config:
+            report.find(f"it is shard {report.shard}, not {shard.name}")
+        home = home or report
+        sound = sound and report.sound
+        facts = [f"{name} {fact}" for name, fact in report.facts().items()]
+        told.append([*facts, *(f"finding: {finding}" for finding in report.findings)])
+    click.echo("\n\n".join("\n".join(lines) for lines in told))
+    return EXIT_OK if sound else EXIT_FAILED
+
+
+@cli.command("migrate", params=DATA_FLAGS)
+def migrate_data(*, data_dir: str | None, config: str | None, backend: str | None) -> int:
+    """Bring every database to the schema of this program; make the tables of PostgreSQL."""
+    directory = Path(data_dir or _DATA_DIR)
+    for shard, place in Databases(config, backend, directory):
+        steps = migrate(shard.backend_url, data_dir=directory, config=Config())
+        try:
+            before, after = asyncio.run(steps)
+        except BackendError as error:
+            raise BackendError(f"shard {shard.name}: {error}") from error
+        told = f"schema {before} -> {after}" if after else "there is no store yet"
+        click.echo(f"{shard.name} {place} {told}")
+    return EXIT_OK
+
+
+@cli.command("shards", params=ASK_FLAGS)
+def show_shards(*, endpoints: list[str], cacert: str, cert: str, key: str) -> int:
+    """Show the shards of a running server and how they are."""
+    click.echo(draw(ask(endpoints, cacert=cacert, cert=cert, key=key)))
+    return EXIT_OK
 
 
 @cli.command()
@@ -440,14 +299,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int | None = cli.main(two_dashes(words), prog_name="kvstore", standalone_mode=False)
     except click.NoSuchOption as error:
-        if _is_of_etcd_alone(error.option_name):
+        if is_of_etcd_alone(error.option_name):
             return _refuse(f"kvstore has no {error.option_name}, a flag of etcd")
         return _refuse(error.format_message())
     except click.ClickException as error:
         return _refuse(error.format_message())
     except click.Abort:
         return _refuse("aborted")
-    except (StartError, BackendError) as error:
+    except (StartError, ShardFileError, BackendError, AskError) as error:
         return _refuse(str(error))
     return code or EXIT_OK
 
@@ -458,13 +317,9 @@ def two_dashes(words: Sequence[str]) -> list[str]:
     known = {name for command in commands for p in command.params for name in p.opts}
 
     def is_flag(name: str) -> bool:
-        return name in known or _is_of_etcd_alone(name)
+        return name in known or is_of_etcd_alone(name)
 
     return ["-" + word if is_flag("-" + word.split("=", 1)[0]) else word for word in words]
-
-
-def _is_of_etcd_alone(flag: str) -> bool:
-    return flag.startswith("--") and flag[2:].startswith(_OF_ETCD_ALONE)
 
 
 def _refuse(reason: str) -> int:

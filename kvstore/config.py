@@ -69,7 +69,8 @@ class CommitConfig:
     queue_bytes_max: int = 128 * MIB
     """Likewise for bytes."""
     gather_waiters_min: int = 16
-    """A commit that answered at least as many may hold the next one back for them."""
+    """A commit that answered at least as many may hold the next one back for them; with several
+    shards each its part of them (``gathering``)."""
     gather_interval: float = 0.002
     """How long at most."""
     shard_timeout: float = 5.0
@@ -78,6 +79,21 @@ class CommitConfig:
     retry_interval: float = 0.1
     """Between attempts to commit a batch that was definitely not stored (disk full, busy), or to
     find out whether it was; unlimited attempts."""
+    record_interval: float = 5.0
+    """Between records, on the home shard, of how far the others are."""
+    return_interval: float = 1.0
+    """Between attempts to reach a shard that has been missing since the start; unlimited
+    attempts."""
+    barrier_timeout: float = 1.0
+    """How long a request over several shards waits for them to have nothing uncommitted; then it is
+    refused (Unavailable, request timed out) and nothing was done."""
+    barrier_requests_max: int = 1_000
+    """Requests over several shards that wait so; above: refused early (ResourceExhausted, too many
+    requests)."""
+    held_requests_max: int = 10_000
+    """Other requests that wait for them, per shard; likewise."""
+    held_bytes_max: int = 64 * MIB
+    """Bytes of either, per shard and over several; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +146,8 @@ class WatchConfig:
     """Encoded pieces of the history that watchers of one range share; above: the oldest are
     forgotten, and encoded again if they are wanted."""
     catch_up_fetches_max: int = 8
-    """Watchers that read values from storage at the same time; the others wait their turn."""
+    """Watchers that read values from one shard's storage at the same time; the others wait their
+    turn."""
     catch_up_fetch_rows: int = 100
     """Values that one of them reads at a time; more only if one revision has more."""
 
@@ -231,12 +248,66 @@ class SqliteConfig:
     wait meanwhile: 8-14 ms with 4 MiB, 20-27 ms with 16 MiB, for the same throughput."""
     wal_bytes_max: int = 512 * MIB
     """Above (readers hold it back): writes are refused until a checkpoint succeeds."""
-    load_chunk_rows: int = 5_000
-    """Rows per chunk when the index is loaded."""
+    load_chunk_rows: int = 1_000
+    """Rows per chunk when the index is loaded. The index takes one in 2-4 ms, which others wait
+    for when a shard comes late; larger ones make a start no quicker."""
     readers: int = 2
     """Threads that read values, each with its own connection."""
     page_cache_bytes: int = 16 * MIB
     """SQLite's page cache per connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresConfig:
+    """``backends.postgres``."""
+
+    connect_timeout: float = 3.0
+    """A connection that takes longer is given up and tried again."""
+    answer_timeout: float = 5.0
+    """A statement without an answer for this long: the connection is cut, and a commit is of
+    unknown outcome until another connection has told."""
+    answer_timeout_max: float = 60.0
+    """What taking the shard anew may wait at most: twice as long after each time that it was too
+    short, for it must outlast a commit that the database is still busy with."""
+    commit_timeout_max: float = 600.0
+    """Likewise for each statement of a batch whose commit was too late before. So the largest batch
+    that can be stored is what the link carries and the database stores in ten minutes, 75 MB at
+    1 Mbit/s: full batches (16 MiB) need 0.25 Mbit/s, a revision that deletes 200,000 keys of 100
+    bytes (35 MB) needs 0.5. The price is a server that falls silent in the middle of such a commit:
+    it may be noticed as late as that."""
+    reconnect_interval_min: float = 0.1
+    """Between the first attempts to connect again; each time twice as long, half of it at
+    random."""
+    reconnect_interval_max: float = 1.0
+    """At most; unlimited attempts."""
+    dead_peer_timeout: float = 5.0
+    """The server ends a session whose client has not acknowledged anything for this long."""
+    idle_transaction_timeout: float = 5.0
+    """Likewise a session that leaves a transaction open: it holds the fence row."""
+    lease_duration: float = 5.0
+    """A server is sure to hold the home shard for this long after it began its last renewal or
+    commit that succeeded."""
+    lease_watch: float = 6.0
+    """A new server waits for this long before it serves a home shard that was not let go: longer
+    than ``lease_duration``, for the two clocks may not run alike."""
+    renew_interval: float = 1.0
+    """A server without a commit that succeeds shows this often that it is there; other shards are
+    looked at as often."""
+    readers: int = 2
+    """Connections that read values."""
+    read_attempts_max: int = 3
+    """Connections that a read is tried on before it fails as out of reach."""
+    load_chunk_rows: int = 1_000
+    """Rows per page when the index is loaded; likewise."""
+    sizes_interval: float = 30.0
+    """Between measurements of the tables; meanwhile the bytes of new rows are added."""
+    take_over: bool = False
+    """Take a home shard from a server that is holding it (``--take-over``): that one can write
+    nothing from the beginning, and stops; this one serves after ``lease_watch``, when that one
+    answers no more."""
+    accept_data_loss: bool = False
+    """Take a database that is not the one of before, by its origin (``--accept-data-loss``). The
+    caller sees to it that no revision is issued twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,5 +364,6 @@ class Config:
     lease: LeaseConfig = field(default_factory=LeaseConfig)
     transport: Limits = field(default_factory=transport_limits)
     sqlite: SqliteConfig = field(default_factory=SqliteConfig)
+    postgres: PostgresConfig = field(default_factory=PostgresConfig)
     housekeeping: HousekeepingConfig = field(default_factory=HousekeepingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

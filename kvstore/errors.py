@@ -112,6 +112,10 @@ class LeaseNotFoundError(StoreError):
     code = NOT_FOUND
     text = "etcdserver: requested lease not found"
 
+    def __init__(self, lease: int) -> None:
+        super().__init__(lease)
+        self.lease = lease
+
 
 class LeaseExistsError(StoreError):
     code = FAILED_PRECONDITION
@@ -134,6 +138,16 @@ class TimedOutError(UnreadyError):
     text = "etcdserver: request timed out"
 
 
+class HeldError(UnreadyError):
+    """A request over several shards must be waited for: its own turn, or that of another one which
+    holds the shard. Whoever can wait does so in the `barrier`; told to a client, it is a timeout of
+    a request that was not executed.
+    """
+
+    code = UNAVAILABLE
+    text = "etcdserver: request timed out"
+
+
 class CorruptError(StoreError):
     """Storage did not return a row that the index names and that was not compacted."""
 
@@ -141,17 +155,14 @@ class CorruptError(StoreError):
     text = "etcdserver: corrupt cluster"
 
 
-class CrossShardError(StoreError):
-    """A Txn, delete or lease over keys of several shards, which this version refuses."""
-
-    code = UNIMPLEMENTED
-    text = "etcdserver: a request that changes keys of several shards is not supported"
-
-
 class BackendError(Exception):
     """Storage failed: the operator's business, never shown to a client. The message says what
     failed.
     """
+
+
+class UnreachableError(BackendError):
+    """The database cannot be reached now; it may be there later."""
 
 
 class ReadsFullError(BackendError):

@@ -1,16 +1,19 @@
 """Fetching values from storage: for answers, watchers and decisions whose values are not in memory.
 
-A fetch is protected from compaction: rows that compaction leaves behind are dropped only after
-every fetch that began before has ended (``Holds``).
+A fetch is protected from compaction: rows that compaction leaves behind on a shard are dropped only
+after every read of that shard that began before has ended (``Holds``). A fetch over several shards
+reads each by itself, so that one whose reads hang keeps nothing of the others.
 
 A read that fails is tried again, READ_ATTEMPTS_MAX times in all. A shard that then still does not
 read, or that lacks a row which must be there, cannot be trusted and is given up
-(``Commits.give_up``): without that, whoever needs the value would wait for ever.
+(``Commits.give_up``): without that, whoever needs the value would wait for ever. Not so while its
+database is only out of reach, nor of a row that another server may have dropped, because home's
+lease may have run out: the request is then told that it timed out.
 A read that is refused because too many wait says nothing of the shard; its request is refused
 (``TooManyRequestsError``), and watchers ask again at the next tick.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +24,9 @@ from kvstore.errors import (
     ReadsFullError,
     StoppedError,
     StoreError,
+    TimedOutError,
     TooManyRequestsError,
+    UnreachableError,
 )
 from kvstore.history import Entry
 from kvstore.kv import frame_key_value
@@ -40,35 +45,35 @@ Fetched = list[bytes | None] | StoreError
 
 
 class Holds:
-    """Reads that may still fetch what compaction would drop: drops wait for those that began before
-    them.
+    """Reads that may still fetch what compaction would drop: drops wait for those of the same shard
+    that began before them.
 
-    A hold is a number from ``begin``; ``end`` gives it back. ``oldest`` is the smallest one still
-    held.
+    A hold is a number from ``begin``; ``end`` gives it back.
     """
 
     def __init__(self) -> None:
-        self._held: OrderedDict[int, None] = OrderedDict()
+        self._held: defaultdict[int, OrderedDict[int, None]] = defaultdict(OrderedDict)
         self._next = 1
 
-    def begin(self) -> int:
-        """Start to hold."""
+    def begin(self, shard: int) -> int:
+        """Start to hold what ``shard`` has."""
         hold = self._next
         self._next += 1
-        self._held[hold] = None
+        self._held[shard][hold] = None
         return hold
 
-    def end(self, hold: int) -> None:
+    def end(self, shard: int, hold: int) -> None:
         """Stop holding."""
-        del self._held[hold]
+        del self._held[shard][hold]
 
     def now(self) -> int:
         """A mark: holds smaller than it began before it."""
         return self._next
 
-    def passed(self, mark: int) -> bool:
-        """Have all holds that began before ``mark`` ended?"""
-        return not self._held or next(iter(self._held)) >= mark
+    def passed(self, shard: int, mark: int) -> bool:
+        """Have all holds of ``shard`` that began before ``mark`` ended?"""
+        held = self._held[shard]
+        return not held or next(iter(held)) >= mark
 
 
 class Fetch:
@@ -85,8 +90,8 @@ class Fetch:
         self._done = done
         self._found: list[bytes | None] = [None] * len(pairs)
         self._error: StoreError | None = None
-        self._hold = store.holds.begin()
-        self._left = 0
+        self._holds: dict[int, int] = {}
+        """By shard, of those that have not answered."""
 
     def start(self) -> None:
         """Ask; ``done`` is called at once if everything is in memory after all."""
@@ -97,16 +102,17 @@ class Fetch:
                 self._found[i] = framed
             else:
                 by_shard.setdefault(self._store.shards.of(key), []).append(i)
-        self._left = len(by_shard)
+        self._holds = {shard: self._store.holds.begin(shard) for shard in by_shard}
         if not by_shard:
             self._finish()
         for shard, places in by_shard.items():
+            self._store.counts.values_read[shard] += len(places)
             self._ask(shard, places, 1)
 
     def _ask(self, shard: int, places: list[int], attempt: int) -> None:
         queue = self._store.commits.queues[shard]
-        if queue.broken:
-            self._end(StoppedError())
+        if queue.broken or queue.missing:
+            self._end(shard, StoppedError() if queue.broken else TimedOutError())
             return
         ids = [(self._pairs[i][1][0], self._pairs[i][1][1]) for i in places]
         queue.backend.read_values(ids, lambda values: self._got(shard, places, attempt, values))
@@ -116,13 +122,18 @@ class Fetch:
     ) -> None:
         if not isinstance(values, BackendError):
             lacking = [i for i, value in zip(places, values, strict=True) if self._lacks(i, value)]
-            if lacking:
+            commits = self._store.commits
+            if lacking and commits.leased and commits.lease_lapsed():
+                self._end(shard, TimedOutError())  # who has the shard by now may have compacted
+            elif lacking:
                 mod, sub, *_ = self._pairs[lacking[0]][1]
                 self._give_up(shard, f"row {sub} of revision {mod} is missing", CorruptError())
             else:
-                self._end()
+                self._end(shard)
         elif isinstance(values, ReadsFullError):
-            self._end(TooManyRequestsError())
+            self._end(shard, TooManyRequestsError())
+        elif isinstance(values, UnreachableError) or self._store.commits.queues[shard].away:
+            self._end(shard, TimedOutError())
         elif attempt < READ_ATTEMPTS_MAX:
             again = partial(self._ask, shard, places, attempt + 1)
             self._store.commits.call_later(READ_RETRY_SECONDS, again)
@@ -143,15 +154,14 @@ class Fetch:
 
     def _give_up(self, shard: int, reason: str, error: StoreError) -> None:
         self._store.commits.give_up(shard, reason)
-        self._end(error)
+        self._end(shard, error)
 
-    def _end(self, error: StoreError | None = None) -> None:
+    def _end(self, shard: int, error: StoreError | None = None) -> None:
         """One shard's part is over."""
         self._error = error or self._error
-        self._left -= 1
-        if self._left == 0:
+        self._store.holds.end(shard, self._holds.pop(shard))
+        if not self._holds:
             self._finish()
 
     def _finish(self) -> None:
-        self._store.holds.end(self._hold)
         self._done(self._error if self._error is not None else self._found)

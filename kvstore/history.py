@@ -25,6 +25,14 @@ each write, for reads that are rare).
 The log holds the same key and entry objects as the index, so a change costs two list slots.
 A sealed block is made of tuples, which the garbage collector looks at once.
 Only ``store`` appends, only ``compaction`` drops.
+
+Each shard has a log of its own: one that comes back late brings its own, and compaction takes from
+each no more than what is durable there. A revision of a request over several shards has changes in
+several logs, with one numbering of ``sub``. What touches several shards reads their logs as one:
+
+    shard 0   2.0 a           4.0 a           6.0 a
+    shard 1           3.0 m   4.1 m   5.0 m
+    merged    2.0 a   3.0 m   4.0 a   4.1 m   5.0 m   6.0 a
 """
 
 from bisect import bisect_left, bisect_right
@@ -124,7 +132,9 @@ class _Block:
 class History:
     r"""See the module's text. Revisions are those of entries; ``b"\\0"`` as end means no end."""
 
-    def __init__(self) -> None:
+    def __init__(self, floor: int = -1) -> None:
+        self.floor = floor
+        """Changes from this revision on are all here; compaction takes from those before it."""
         self._blocks: list[_Block] = []
         self._open_block()
 
@@ -233,6 +243,64 @@ class History:
         return True
 
 
+class MergedHistory:
+    """The logs of several shards as one; it holds nothing itself, so that it is never behind them.
+
+    Reads and watchers over several shards see only revisions that are durable on all of them, and
+    up to there each shard's log is complete: nothing needs to be known of one that is behind.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Sequence[History]) -> None:
+        self._parts = parts
+
+    @property
+    def floor(self) -> int:
+        """Changes from this revision on are all here."""
+        return max(part.floor for part in self._parts)
+
+    def newest(self) -> int:
+        """The revision of the newest change; 0 if there is none."""
+        return max(part.newest() for part in self._parts)
+
+    def tail(self, after: int) -> Iterator[tuple[_Block, int]]:
+        """As ``History.tail``, shard by shard."""
+        for part in self._parts:
+            yield from part.tail(after)
+
+    def births(self, start: bytes, end: bytes | None, after: int) -> int:
+        """Births minus deaths in the range by changes later than revision ``after``."""
+        return sum(part.births(start, end, after) for part in self._parts)
+
+    def deaths(self, end: bytes | None, after: int) -> "Deaths":
+        """Keys that changes later than ``after`` deleted, as one comes to them in key order."""
+        return Deaths(self, end, after)
+
+    def changes(
+        self, start: bytes, end: bytes | None, after: int, up_to: int, limit: int
+    ) -> tuple[list[tuple[bytes, Entry]], int]:
+        """As ``History.changes``, in the order of all shards; SCAN_CHANGES are looked at per shard.
+
+        Each shard is asked only as far as those before it got, so that little is looked at in vain.
+        """
+        found: list[tuple[bytes, Entry]] = []
+        for part in self._parts:
+            some, up_to = part.changes(start, end, after, up_to, limit)
+            found += some
+        found = sorted((change for change in found if change[1][0] <= up_to), key=_entry)
+        if len(found) > limit:
+            cut = bisect_right(found, found[limit - 1][1][0], key=_revision)
+            if cut < len(found):
+                up_to = found[cut][1][0] - 1
+                del found[cut:]
+        return found, up_to
+
+
+Log = History | MergedHistory
+"""One shard's changes, or those of several."""
+
+
 class Deaths:
     """Keys in a range that died after a revision, in key order, a few at a time.
 
@@ -241,7 +309,7 @@ class Deaths:
     revision: the index knows.
     """
 
-    def __init__(self, history: History, end: bytes | None, after: int) -> None:
+    def __init__(self, history: Log, end: bytes | None, after: int) -> None:
         self._history = history
         self._end = end
         self._seen = after
@@ -306,3 +374,11 @@ def _first_after(entries: Sequence[Entry], revision: int) -> int:
 
 def _mod_revision(entry: Entry) -> int:
     return entry[0]
+
+
+def _entry(change: tuple[bytes, Entry]) -> Entry:
+    return change[1]
+
+
+def _revision(change: tuple[bytes, Entry]) -> int:
+    return change[1][0]

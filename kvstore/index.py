@@ -25,13 +25,13 @@ They are tuples, which the garbage collector looks at once, for a key that chang
 those of a live key that changed more often are a list, which grows without being copied.
 
 Values are cached per head version, evicted a chunk at a time by a clock hand (a chunk read since
-the last pass gets another round). Values of revisions above ``keep_after`` are never evicted: they
-may exist nowhere else. After a turn that found nothing that may go, the hand rests until there may
-be something.
+the last pass gets another round). Values of revisions that are not in storage yet stay whatever the
+budget: they exist nowhere else. After a turn that found nothing that may go, the hand rests until
+there may be something.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kvstore.history import Entry
 
@@ -69,6 +69,9 @@ class Chunk:
 
 
 _Versions = tuple[Entry, ...] | list[Entry]
+
+Stored = Callable[[bytes, bytes | None], int]
+"""Up to which revision everything of a key, or of a range, is in storage."""
 
 Place = tuple[int, Chunk, int, bool]
 """A chunk's number, the chunk, a position in it, and whether the key there is the one asked for."""
@@ -281,12 +284,12 @@ class Index:
 
     # -- memory -----------------------------------------
 
-    def evict(self, bytes_max: int, keep_after: int) -> None:
+    def evict(self, bytes_max: int, keep_after: int, stored: Stored | None = None) -> None:
         """Drop cached values until at most ``bytes_max`` are held, or for a bounded time: called
         for every value that comes, it keeps up.
 
         Values of revisions above ``keep_after`` stay whatever the budget: they are not in storage
-        yet.
+        yet; nor are those above what ``stored`` says of their key, if it is given.
         """
         chunks = self._chunks
         if keep_after != self._kept_after:
@@ -303,15 +306,22 @@ class Index:
                 self._fruitless = 0
             elif chunk.value_bytes:
                 looks -= _VALUES_LOOKS
-                if self._evict_chunk(chunk, keep_after):
+                if self._evict_chunk(chunk, keep_after, stored):
                     self._fruitless = 0
 
-    def _evict_chunk(self, chunk: Chunk, keep_after: int) -> int:
+    def _evict_chunk(self, chunk: Chunk, keep_after: int, stored: Stored | None) -> int:
         """Drop what may go of a chunk's values; how many bytes that were."""
+        if stored is not None:
+            keep_after = min(keep_after, stored(chunk.keys[0], chunk.keys[-1] + b"\0"))
         kept = [
             value if entry[0] > keep_after else None
             for entry, value in zip(chunk.entries, chunk.values, strict=True)
         ]
+        if stored is not None:  # the chunk may have keys of several shards, one of them behind
+            kept = [
+                value if value is not None and entry[0] > stored(key, None) else None
+                for key, entry, value in zip(chunk.keys, chunk.entries, kept, strict=True)
+            ]
         left = sum(len(value) for value in kept if value is not None)
         dropped = chunk.value_bytes - left
         self.value_bytes -= dropped

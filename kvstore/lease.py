@@ -9,9 +9,14 @@ A lease is in one of three states:
   It can be seen, renewed and revoked (those answers wait for the same commit), but a put may not
   attach to it: on another shard the key could become durable before the lease.
 - REVOKING lasts one call when all attached keys are on the home shard: the keys' tombstones and the
-  deletion of the row are in one batch. Keys on other shards go first and the row follows once
-  they are durably gone; a crash between the two leaves a lease without keys, which expires again.
-  Nothing attaches to a REVOKING lease.
+  deletion of the row are in one batch. Keys on other shards go first, all of them in one revision,
+  and the row follows once they are durably gone; a crash between the two leaves a lease without
+  keys, which expires again. Nothing attaches to a REVOKING lease.
+
+To delete keys of several shards at once is a request over several shards: it may have to wait for
+its turn (``HeldError``, ``barrier``). Meanwhile the lease is as before. One whose end is refused or
+hangs is **delayed**: nobody waits for it any more. If a shard refuses it, it is parked until that
+takes writes again, costs the others no time, and then comes after those that are due.
 
 **Time.** ``expiry`` is on the monotonic clock, which a restart cannot know. So leases longer than
 the checkpoint interval record the whole seconds left, rounded up, once per interval: after a crash
@@ -29,22 +34,26 @@ Rules are those of etcd 3.6 (``server/lease/lessor.go``) unless a comment says o
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil
 from random import Random
 from typing import NamedTuple, Protocol
 
-from kvstore.agenda import Agenda
-from kvstore.answers import Answer
+from kvstore import orphans
+from kvstore.agenda import Agenda, Parked
+from kvstore.answers import Answer, Then
 from kvstore.backend import LeaseRow
 from kvstore.clock import Clock
-from kvstore.commit import Commits
+from kvstore.commit import NOTHING_PENDING
 from kvstore.config import LeaseConfig
 from kvstore.errors import (
+    HeldError,
     LeaseExistsError,
     LeaseNotFoundError,
     LeaseTtlTooLargeError,
     StoreError,
+    TimedOutError,
     TooManyRequestsError,
 )
 from kvstore.shard import HOME
@@ -62,18 +71,15 @@ SCAN_PAUSE = 0.01
 """Seconds until the next tick when ``scanned_per_tick_max`` was not enough."""
 
 
-class Store(Protocol):
-    """What the lessor needs of ``kvstore.store``."""
+class Store(orphans.Store, Protocol):
+    """What the lessor needs of ``kvstore.store``, and what deletes orphans."""
 
     @property
-    def commits(self) -> Commits:
-        """The road to storage."""
+    def revision(self) -> int:
+        """The last one issued."""
 
-    def shards_of(self, key: bytes, end: bytes | None) -> tuple[int, ...]:
-        """The shards that a key or range touches."""
-
-    def delete_keys(self, keys: Iterable[bytes]) -> int:
-        """Delete live keys of one shard in one revision; that revision, 0 when none was live."""
+    def head_of(self, shards: Sequence[int]) -> int:
+        """The revision of an answer that rests on ``shards`` and changed nothing."""
 
 
 class TimeToLive(NamedTuple):
@@ -89,60 +95,31 @@ class TimeToLive(NamedTuple):
     """The shards whose commits this rests on: home and the keys'."""
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class _Lease:
     """One lease; only this module writes it."""
 
-    __slots__ = ("expiry", "keys", "remainder", "slot", "state", "ttl", "waiters")
+    ttl: int
+    expiry: float
+    state: int
+    remainder: int = 0
+    """Seconds that the last checkpoint recorded; 0: none."""
+    since: int = 0
+    """The revision at which it was granted; keys are attached later. 0: before the start."""
+    slot: int = 0
+    """Its place in the agenda."""
+    keys: set[bytes] | None = None
+    left: set[int] | None = None
+    """Shards on which it had keys that are gone, perhaps not durably yet."""
+    waiters: list[tuple[Answer, bytes]] | None = None
+    delayed: bool = False
 
-    def __init__(self, *, ttl: int, remainder: int, expiry: float, state: int) -> None:
-        self.ttl = ttl
-        self.remainder = remainder
-        """Seconds that the last checkpoint recorded; 0: none."""
-        self.expiry = expiry
-        self.slot = 0
-        """Its place in the agenda."""
-        self.state = state
-        self.keys: set[bytes] | None = None
-        self.waiters: list[tuple[Answer, bytes]] | None = None
-
-
-class _WhenGranted:
-    """Makes leases attachable once their grant is durable."""
-
-    __slots__ = ("_leases", "_lessor")
-
-    def __init__(self, lessor: "Lessor", leases: list[_Lease]) -> None:
-        self._lessor = lessor
-        self._leases = leases
-
-    def reply(self, message: bytes) -> None:
-        """Their rows are durable."""
-        for lease in self._leases:
-            if lease.state == _GRANTED:
-                lease.state = _LIVE
-
-    def fail(self, code: int, message: str) -> None:
-        """Not in time; the rows are still on the way."""
-        self._lessor.unconfirmed += self._leases
-
-
-class _WhenKeysGone:
-    """Deletes a lease's row once its keys on other shards are durably gone."""
-
-    __slots__ = ("_lease_id", "_lessor", "_shards")
-
-    def __init__(self, lessor: "Lessor", lease_id: int, shards: tuple[int, ...]) -> None:
-        self._lessor = lessor
-        self._lease_id = lease_id
-        self._shards = shards
-
-    def reply(self, message: bytes) -> None:
-        """The keys are durably gone."""
-        self._lessor.end_revoke(self._lease_id)
-
-    def fail(self, code: int, message: str) -> None:
-        """Not in time; the tombstones are still on the way."""
-        self._lessor.half_revoked.append((self._lease_id, self._shards))
+    def delay(self) -> None:
+        """Its end is not to be waited for."""
+        self.delayed = True
+        waiters, self.waiters = self.waiters, None
+        for answer, _ in waiters or ():
+            answer.fail(TimedOutError.code, TimedOutError.text)
 
 
 class Lessor:
@@ -153,31 +130,27 @@ class Lessor:
     """
 
     def __init__(self, clock: Clock, random: Random, config: LeaseConfig) -> None:
-        self._clock = clock
-        self._random = random
-        self._config = config
+        self._clock, self._random, self._config = clock, random, config
         self._leases: list[dict[int, _Lease]] = [{} for _ in range(_SEGMENTS)]
         """By id; a single dictionary of a million leases takes 30 ms to grow."""
         self._agenda = Agenda()
         self._up: deque[int] = deque()
         """Leases of the slot ``_up_slot`` that came up and were not looked at yet."""
         self._up_slot = 0
-        self._orphans: dict[int, set[bytes]] = {}
-        """Keys whose lease is not stored, by lease; filled while loading."""
         self.unconfirmed: list[_Lease] = []
         """Grants whose ticket failed; ``tick`` asks again."""
-        self.half_revoked: list[tuple[int, tuple[int, ...]]] = []
-        """Leases and shards of keys whose ticket failed; likewise."""
-        self.granted_total = 0
-        self.renewed_total = 0
+        self.half_revoked: dict[tuple[int, ...], list[int]] = {}
+        """Leases whose ticket failed, by its shards; likewise, once none of these is lost."""
+        self.granted_total = self.renewed_total = self.expired_total = 0
         self.revoked_total = 0
         """Those that expired included."""
-        self.expired_total = 0
 
     def bind(self, store: Store) -> None:
         """Give it the store that deletes keys; once, right after both exist."""
         self._store = store
         self._commits = store.commits
+        self._parked = Parked(store.commits.check_room)
+        self.orphans = orphans.Orphans(store)
 
     def __len__(self) -> int:
         """Leases held."""
@@ -190,11 +163,13 @@ class Lessor:
         found = self._leases[lease % _SEGMENTS].get(lease)
         return found is not None and found.state == _LIVE
 
-    def attach(self, lease: int, key: bytes) -> None:
-        """``key`` now belongs to ``lease``; while loading, that may be one that is not stored."""
+    def attach(self, lease: int, key: bytes, revision: int) -> None:
+        """``key`` belongs to ``lease`` since ``revision``; while loading, that may be one that is
+        gone.
+        """
         found = self._leases[lease % _SEGMENTS].get(lease)
-        if found is None:
-            self._orphans.setdefault(lease, set()).add(key)
+        if found is None or found.state == _REVOKING or revision <= found.since:
+            self.orphans.add(lease, key)
         elif found.keys is None:
             found.keys = {key}
         else:
@@ -203,14 +178,16 @@ class Lessor:
     def detach(self, lease: int, key: bytes) -> None:
         """``key`` no longer belongs to ``lease``, which may be gone."""
         found = self._leases[lease % _SEGMENTS].get(lease)
-        keys = found.keys if found is not None else self._orphans.get(lease)
-        if keys is not None:
-            keys.discard(key)
+        if found is not None and found.keys is not None:
+            found.keys.discard(key)
+            if (shards := self._store.shards_of(key, None)) != HOME_ONLY:
+                found.left = {*(found.left or ()), *shards}
+        self.orphans.discard(lease, key)
 
     # -- start -------------------------------------------------------------------------------------
 
     def load(self, rows: Iterable[LeaseRow]) -> None:
-        """Take over the stored leases, before or after the keys; ``delete_orphans`` is next.
+        """Take over the stored leases, before or after the keys; ``orphans`` are next.
 
         Time starts now: each gets its remainder, or all of its TTL. First checkpoints are spread
         over the interval, so that they do not come up all at once and that a server which crashes
@@ -222,25 +199,9 @@ class Lessor:
             lease = _Lease(
                 ttl=row.granted_ttl, remainder=row.remaining_ttl, expiry=expiry, state=_LIVE
             )
-            lease.keys = self._orphans.pop(row.id, None)
+            lease.keys = self.orphans.claim(row.id)
             self._leases[row.id % _SEGMENTS][row.id] = lease
             self._put_down(row.id, lease, now, self._random.random())
-
-    def delete_orphans(self) -> int:
-        """Delete keys whose lease is not stored, a revision per lease; how many leases are left.
-
-        They are what a crash left between two shards. Called before serving, and again once commits
-        have moved on while it does not return 0.
-        """
-        for lease_id in sorted(self._orphans):
-            keys = list(self._orphans[lease_id])
-            try:
-                self._check_room(self._shards(keys))
-            except StoreError:
-                break
-            self._delete_keys(keys)
-            del self._orphans[lease_id]
-        return len(self._orphans)
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -263,29 +224,37 @@ class Lessor:
             lease_id = self._random.getrandbits(63)
         ttl = max(ttl, self._config.ttl_min)
         now = self._clock.monotonic()
-        lease = _Lease(ttl=ttl, remainder=0, expiry=now + ttl, state=_GRANTED)
+        lease = _Lease(ttl=ttl, expiry=now + ttl, state=_GRANTED, since=self._store.revision)
         self._leases[lease_id % _SEGMENTS][lease_id] = lease
         self._put_down(lease_id, lease, now)
         self.granted_total += 1
         self._commits.append_lease(put=LeaseRow(lease_id, ttl, 0))
-        self._commits.release(HOME_ONLY, _WhenGranted(self, [lease]), b"")
+        self._confirm([lease])
         return lease_id, ttl
 
     def revoke(self, lease_id: int) -> int:
-        """Delete the lease and its keys; the deletion's revision, 0 when there was no live key.
+        """Delete the lease and its keys; the deletion's revision, or the head of what the answer
+        rests on when there was no live key.
 
         The answer, or LeaseNotFoundError, goes through ``after_revoke``.
-        Raises LeaseNotFoundError (also while it is being revoked), and what ``check_room`` raises.
+        Raises LeaseNotFoundError (also while it is being revoked), and what ``check_room`` raises;
+        on HeldError it is tried again when the barrier lets it, for the shards of its keys.
         """
         lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
         if lease is None or lease.state == _REVOKING:
-            raise LeaseNotFoundError
+            raise LeaseNotFoundError(lease_id)
         return self._revoke(lease_id, lease)
+
+    def shards_of(self, lease_id: int) -> tuple[int, ...]:
+        """The shards of the keys attached to a lease."""
+        lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
+        return self._shards(lease.keys or () if lease is not None else ())
 
     def keep_alive(self, lease_id: int) -> int | None:
         """Renew the lease: its TTL, 0 if it is unknown, None if it has expired but is still there.
 
-        On None the answer is 0, through ``after_revoke``: etcd waits for the end of the lease, too.
+        On None the answer is 0, after a wait with ``after_revoke``, however that ends: such a lease
+        is not renewed any more.
         Raises what ``check_room`` raises.
         """
         lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
@@ -312,7 +281,8 @@ class Lessor:
             return None
         attached = sorted(lease.keys) if keys and lease.keys else []
         left = 0.0 if lease.state == _REVOKING else lease.expiry - self._clock.monotonic()
-        return TimeToLive(lease.ttl, max(0, int(left)), attached, self._shards(attached))
+        shards = self._touched(lease, attached) if keys else HOME_ONLY
+        return TimeToLive(lease.ttl, max(0, int(left)), attached, shards)
 
     def leases(self) -> list[int]:
         """Ids of all leases, in no order that means anything."""
@@ -326,11 +296,14 @@ class Lessor:
     def after_revoke(self, lease_id: int, answer: Answer, body: bytes) -> None:
         """``answer.reply(body)`` once the lease is durably gone.
 
-        Fails with too many requests when ``revoke_waiters_max`` others wait for it.
+        Fails with too many requests when ``revoke_waiters_max`` others wait for it, and as timed
+        out when it is delayed, or becomes so.
         """
         lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
         if lease is None:
             self._commits.release(HOME_ONLY, answer, body)
+        elif lease.delayed:
+            answer.fail(TimedOutError.code, TimedOutError.text)
         elif lease.waiters is None:
             lease.waiters = [(answer, body)]
         elif len(lease.waiters) < self._config.revoke_waiters_max:
@@ -338,13 +311,23 @@ class Lessor:
         else:
             answer.fail(TooManyRequestsError.code, TooManyRequestsError.text)
 
+    def after_absence(self, lease_id: int, answer: Answer) -> None:
+        """``answer.reply`` once it is durable that keys may not be attached: the lease is gone, or
+        was not there yet. Otherwise as ``after_revoke``.
+        """
+        lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
+        if lease is not None and lease.state == _GRANTED:
+            self._commits.release(HOME_ONLY, answer, b"")
+        else:
+            self.after_revoke(lease_id, answer, b"")
+
     # -- time --------------------------------------------------------------------------------------
 
     def tick(self) -> float:
         """Revoke leases that have expired and record remainders; seconds until the next call.
 
         It does a bounded part and asks to be called soon for the rest. A lease that cannot be
-        revoked now (full queue, shard out) is tried again half a second later, the others go on.
+        revoked now (full queue, shard out) is looked at again when it can; the others go on.
         """
         self._ask_again()
         now = self._clock.monotonic()
@@ -353,9 +336,9 @@ class Lessor:
         keys = self._config.revoked_keys_per_tick_max
         for scanned, (lease_id, lease) in enumerate(self._coming_up(now), start=1):
             if lease.expiry <= now:
-                revokes -= 1
                 keys -= len(lease.keys or ())
-                self._expire(lease_id, lease, now)
+                self._expire(lease_id, lease)
+                revokes -= not lease.delayed  # what is refused takes nobody's turn
             else:
                 checkpoints -= self._checkpoint(lease_id, lease, now)
                 self._put_down(lease_id, lease, now)
@@ -366,7 +349,7 @@ class Lessor:
         return self._config.tick_interval
 
     def _coming_up(self, now: float) -> Iterator[tuple[int, _Lease]]:
-        """Leases whose time in the agenda has come; they are no longer in it."""
+        """Leases whose time in the agenda has come, then parked ones; they are there no longer."""
         while True:
             while self._up:
                 lease_id = self._up.popleft()
@@ -376,9 +359,13 @@ class Lessor:
                 yield lease_id, lease
             taken = self._agenda.take(now)
             if taken is None:
-                return
+                break
             self._up_slot, ids = taken
             self._up.extend(ids)
+        for lease_id in self._parked.take():
+            lease = self._leases[lease_id % _SEGMENTS].get(lease_id)
+            if lease is not None and lease.delayed and lease.state != _REVOKING:
+                yield lease_id, lease
 
     def _put_down(self, lease_id: int, lease: _Lease, now: float, part: float = 1.0) -> None:
         """Enter the lease into the agenda; a checkpoint comes after ``part`` of an interval."""
@@ -387,14 +374,31 @@ class Lessor:
             due = min(due, now + part * self._config.checkpoint_interval)
         lease.slot = self._agenda.add(lease_id, due)
 
-    def _expire(self, lease_id: int, lease: _Lease, now: float) -> None:
-        """Revoke an expired lease, or put it down for later."""
+    def _expire(self, lease_id: int, lease: _Lease) -> None:
+        """Revoke an expired lease, perhaps when its turn comes, or put it off."""
+        if lease.state == _REVOKING:
+            return  # while it waited for its turn
         try:
             self._revoke(lease_id, lease)
-        except StoreError:
-            lease.slot = self._agenda.add(lease_id, now + self._config.tick_interval)
-        else:
             self.expired_total += 1
+        except HeldError:
+            self._store.barrier.run(
+                self._shards(lease.keys or ()),
+                lambda: self._expire(lease_id, lease),
+                lambda _: self._put_off(lease_id, lease),
+                0,
+            )
+        except StoreError:
+            self._put_off(lease_id, lease)
+
+    def _put_off(self, lease_id: int, lease: _Lease) -> None:
+        """Revoke later what has been refused: when its shard takes writes, or soon."""
+        if lease.state == _REVOKING:
+            return  # by a client, meanwhile
+        lease.delay()
+        if not self._parked.add(lease_id, (HOME, *self._shards(lease.keys or ()))):
+            due = self._clock.monotonic() + self._config.tick_interval
+            lease.slot = self._agenda.add(lease_id, due)
 
     def _checkpoint(self, lease_id: int, lease: _Lease, now: float) -> int:
         """Record what is left of a long lease; how many rows that took, 0 or 1."""
@@ -413,53 +417,73 @@ class Lessor:
         """Take new tickets for those that failed since the last tick."""
         if self.unconfirmed:
             leases, self.unconfirmed = self.unconfirmed, []
-            self._commits.release(HOME_ONLY, _WhenGranted(self, leases), b"")
-        half_revoked, self.half_revoked = self.half_revoked, []
-        for lease_id, shards in half_revoked:
-            self._commits.release(shards, _WhenKeysGone(self, lease_id, shards), b"")
+            self._confirm(leases)
+        for shards in list(self.half_revoked):
+            if not any(self._commits.queues[shard].lost for shard in shards):
+                self._end_when_gone(self.half_revoked.pop(shards), shards)
+
+    def _confirm(self, leases: list[_Lease]) -> None:
+        """Make leases attachable once their rows are durable."""
+
+        def told(error: StoreError | None) -> None:
+            if error is not None:  # not in time; the rows are still on the way
+                self.unconfirmed += leases
+                return
+            for lease in leases:
+                if lease.state == _GRANTED:
+                    lease.state = _LIVE
+
+        self._commits.release(HOME_ONLY, Then(told), b"")
 
     # -- revoking ----------------------------------------------------------------------------------
 
     def _revoke(self, lease_id: int, lease: _Lease) -> int:
         """Delete keys and row: at once, or the row when keys on other shards are durably gone."""
         keys = list(lease.keys or ())
-        shards = self._shards(keys)
-        self._check_room(shards)
-        lease.state = _REVOKING
+        shards = self._touched(lease, keys)
+        self._commits.check_room(HOME)
+        if keys:
+            self._store.check_room(self._shards(keys))
+        head = self._store.head_of(shards)
+        lease.state, lease.delayed = _REVOKING, False
         self.revoked_total += 1
         self._agenda.remove(lease_id, lease.slot)
         if shards == HOME_ONLY:
             # The row goes first: a batch may close behind the keys, and one batch takes both.
-            self.end_revoke(lease_id)
-            return self._delete_keys(keys)
-        revision = self._delete_keys(keys)
-        self._commits.release(shards, _WhenKeysGone(self, lease_id, shards), b"")
+            self._end_revoke(lease_id)
+            return self._store.delete_keys(keys) or head
+        revision = self._store.delete_keys(keys) or head
+        self._end_when_gone([lease_id], shards)
         return revision
 
-    def end_revoke(self, lease_id: int) -> None:
+    def _end_when_gone(self, lease_ids: list[int], shards: tuple[int, ...]) -> None:
+        """Delete the rows once the keys on ``shards`` are durably gone."""
+
+        def told(error: StoreError | None) -> None:
+            if error is not None:  # not in time; the tombstones are still on the way
+                self.half_revoked.setdefault(shards, []).extend(lease_ids)
+            for lease_id in lease_ids:
+                if error is None:
+                    self._end_revoke(lease_id)
+                else:
+                    self._leases[lease_id % _SEGMENTS][lease_id].delay()
+
+        self._commits.release(shards, Then(told), b"")
+
+    def _end_revoke(self, lease_id: int) -> None:
         """Delete the row and forget the lease; its keys are gone, durably or in the same batch."""
         lease = self._leases[lease_id % _SEGMENTS].pop(lease_id)
         self._commits.append_lease(delete=lease_id)
         for answer, body in lease.waiters or ():
             self._commits.release(HOME_ONLY, answer, body)
 
-    def _delete_keys(self, keys: list[bytes]) -> int:
-        """Delete ``keys``, for which there is room; the last revision, 0 when none was live.
+    def _shards(self, keys: Collection[bytes]) -> tuple[int, ...]:
+        """The shards of ``keys``."""
+        return tuple(sorted({self._store.shards_of(key, None)[0] for key in keys}))
 
-        Keys of one shard die in one revision, as in etcd; a lease over several shards takes one
-        revision per shard.
-        """
-        by_shard: dict[int, list[bytes]] = {}
-        for key in keys:
-            by_shard.setdefault(self._store.shards_of(key, None)[0], []).append(key)
-        return max((self._store.delete_keys(group) for group in by_shard.values()), default=0)
-
-    def _check_room(self, shards: tuple[int, ...]) -> None:
-        """Raise what ``check_room`` raises for the first shard that refuses writes."""
-        for shard in shards:
-            self._commits.check_room(shard)
-
-    def _shards(self, keys: list[bytes]) -> tuple[int, ...]:
-        """Home and the shards of ``keys``."""
-        touched = {self._store.shards_of(key, None)[0] for key in keys}
-        return tuple(sorted(touched.union(HOME_ONLY)))
+    def _touched(self, lease: _Lease, keys: Collection[bytes]) -> tuple[int, ...]:
+        """Home, the shards of ``keys``, and those where the loss of others is not durable yet."""
+        if lease.left:
+            pending = self._commits.frontier
+            lease.left = {each for each in lease.left if pending((each,)) != NOTHING_PENDING}
+        return tuple(sorted({HOME, *self._shards(keys), *(lease.left or ())}))

@@ -4,6 +4,7 @@ lessor.
 
 from typing import Protocol
 
+from kvstore.answers import Answer
 from kvstore.history import Entry
 
 
@@ -34,8 +35,11 @@ class Leases(Protocol):
     def exists(self, lease: int) -> bool:
         """May keys be attached to it?"""
 
-    def attach(self, lease: int, key: bytes) -> None:
-        """``key`` now belongs to it."""
+    def attach(self, lease: int, key: bytes, revision: int) -> None:
+        """``key`` belongs to it since ``revision``."""
 
     def detach(self, lease: int, key: bytes) -> None:
         """``key`` no longer belongs to it."""
+
+    def after_absence(self, lease: int, answer: Answer) -> None:
+        """``answer.reply`` once it is durable that keys may not be attached to it."""

@@ -20,8 +20,7 @@ from prometheus_client.core import (
     UnknownMetricFamily,
 )
 
-from kvstore.commit import NOTHING_PENDING, Commits
-from kvstore.histogram import Histogram, doubling
+from kvstore.histogram import Histogram
 from kvstore.housekeeping import GarbageCollector, StallMonitor
 from kvstore.http.health import HealthRoutes
 from kvstore.kv import Header
@@ -58,9 +57,6 @@ _KINDS = {
 }
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of ``grpc_server_handling_seconds``: Prometheus' defaults, as in etcd."""
-_COMMIT_SECONDS = doubling(0.001, 14)
-"""As in etcd: 1 ms to 8 s."""
-_COMMIT_ROWS = doubling(1.0, 12)
 
 
 class _Calls:
@@ -114,71 +110,6 @@ class CallMetrics:
         yield handling
 
 
-class CommitMetrics:
-    """How long commits take and how much they carry, by shard; ``observe`` is ``on_commit``."""
-
-    def __init__(self, commits: Commits) -> None:
-        self._commits = commits
-        self._seconds = [Histogram(_COMMIT_SECONDS) for _ in commits.queues]
-        self._rows = [Histogram(_COMMIT_ROWS) for _ in commits.queues]
-        commits.on_commit = self.observe
-
-    def observe(self, shard: int, rows: int, seconds: float) -> None:
-        """A commit of ``rows`` rows on ``shard`` took ``seconds``."""
-        self._seconds[shard].observe(seconds)
-        self._rows[shard].observe(rows)
-
-    def collect(self) -> Iterator[Metric]:
-        """The two disk latencies of etcd from the first shard, which is home, and ours by shard."""
-        home = self._seconds[0]
-        yield _histogram(
-            "etcd_disk_backend_commit_duration_seconds",
-            "Seconds from handing a batch to storage to its being durable.",
-            home,
-        )
-        yield _histogram(
-            "etcd_disk_wal_fsync_duration_seconds",
-            "The same: here a commit is one write and one sync of the database's log.",
-            home,
-        )
-        seconds = HistogramMetricFamily(
-            "kvstore_commit_seconds", "Seconds of a commit.", labels=["shard"]
-        )
-        rows = HistogramMetricFamily(
-            "kvstore_commit_rows", "Changes that one commit carried.", labels=["shard"]
-        )
-        for shard, (taken, carried) in enumerate(zip(self._seconds, self._rows, strict=True)):
-            seconds.add_metric([str(shard)], taken.buckets(), sum_value=taken.sum)
-            rows.add_metric([str(shard)], carried.buckets(), sum_value=carried.sum)
-        yield seconds
-        yield rows
-        yield from self._queues()
-
-    def _queues(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily(
-            "kvstore_queue_rows", "Changes not yet durable.", labels=["shard"]
-        )
-        size = GaugeMetricFamily(
-            "kvstore_queue_bytes", "Bytes of changes not yet durable.", labels=["shard"]
-        )
-        lag = GaugeMetricFamily(
-            "kvstore_frontier_lag_revisions",
-            "Durable revisions that a shard with something pending keeps from being shown.",
-            labels=["shard"],
-        )
-        out = GaugeMetricFamily(
-            "kvstore_shard_out", "1: no commit for too long, or broken.", labels=["shard"]
-        )
-        for queue in self._commits.queues:
-            label = [str(queue.number)]
-            waiting.add_metric(label, queue.rows)
-            size.add_metric(label, queue.size)
-            behind = self._commits.durable - queue.frontier
-            lag.add_metric(label, 0 if queue.frontier == NOTHING_PENDING else max(0, behind))
-            out.add_metric(label, float(queue.out or bool(queue.broken)))
-        yield from (waiting, size, lag, out)
-
-
 class StoreMetrics:
     """Revisions, keys, leases and sizes."""
 
@@ -191,7 +122,7 @@ class StoreMetrics:
         """Everything, from the modules as they are now."""
         store = self._store
         queues = store.commits.queues
-        sizes = [queue.backend.sizes() for queue in queues]
+        sizes = [queue.backend.sizes() for queue in queues if not queue.missing]
         pending = sum(queue.rows for queue in queues)
         yield from _gauges(
             ("etcd_debugging_mvcc_current_revision", "Last revision issued.", store.revision),
@@ -216,7 +147,11 @@ class StoreMetrics:
             ("etcd_server_proposals_pending", "Changes not yet durable.", pending),
             ("kvstore_leases", "Leases.", len(self._lessor)),
             ("kvstore_cache_bytes", "Bytes of values in memory.", store.index.value_bytes),
-            ("kvstore_history_changes", "Changes since the last compaction.", len(store.history)),
+            (
+                "kvstore_history_changes",
+                "Changes since the last compaction.",
+                sum(map(len, store.histories)),
+            ),
         )
         if self._quota_bytes:  # a quota of 0 would fire the alerts that divide by it
             yield from _gauges(
@@ -234,15 +169,9 @@ class StoreMetrics:
         counts = self._store.counts
         counters = (
             ("etcd_mvcc_put", "Puts.", counts.puts),
-            ("etcd_mvcc_range", "Ranges.", counts.gets + counts.ranges),
+            ("etcd_mvcc_range", "Ranges.", sum(counts.gets) + counts.ranges),
             ("etcd_mvcc_delete", "Deletes.", counts.deletes),
             ("etcd_mvcc_txn", "Txns of more than one operation.", counts.txns),
-            (
-                "kvstore_cache_hits",
-                "Values that reads found in memory.",
-                counts.gets + counts.values_in_memory,
-            ),
-            ("kvstore_cache_misses", "Values read from storage.", counts.values_read),
         )
         for name, meaning, number in counters:
             yield CounterMetricFamily(name, meaning, number)
@@ -283,7 +212,7 @@ class WatchMetrics:
             ),
             (
                 "kvstore_watch_lag_revisions",
-                "Revisions issued that the slowest shard's synced watchers have not been sent.",
+                "Revisions issued that synced watchers lack, those of a missing shard apart.",
                 hub.lag,
             ),
         )

@@ -40,3 +40,5 @@ class ServeOptions:
     tls: TlsOptions | None
     """None when no listen URL is https."""
     transport: TransportKind
+    accept_data_loss: bool = False
+    """Serve databases that have lost what was acknowledged, or are not the ones of before."""

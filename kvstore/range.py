@@ -17,7 +17,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple
 
-from kvstore.history import Entry, History
+from kvstore.history import Entry, Log
 from kvstore.index import Chunk, Index
 from kvstore.kv import value_of
 
@@ -90,7 +90,7 @@ class RangeRead:
     def __init__(
         self,
         index: Index,
-        history: History,
+        history: Log,
         query: RangeQuery,
         *,
         at: int,

@@ -5,11 +5,13 @@ bind the sockets, read the certificates, take the shards, load the store, accept
 
 Stop, on the first SIGTERM or SIGINT: accept no more, let calls that are under way finish with their
 commits, end streams with ``etcdserver: server stopped``, wait for everything appended to be
-durable, let the shards go; ``stop_timeout`` and ``close_timeout`` bound that. A second signal ends
-the process at once; nothing acknowledged is lost by that either.
+durable, store how far the order got, let the shards go; ``stop_timeout`` and ``close_timeout``
+bound that. A second signal ends the process at once; nothing acknowledged is lost by that either.
 
-When storage fails for good, or an exception shows that the state in memory cannot be trusted, the
-server stops likewise, with exit code 1: what is on disk is right, and a new process reads it.
+When home fails for good, when another server has taken a shard, or when an exception shows that the
+state in memory cannot be trusted, the server stops likewise, with exit code 1: what is on disk is
+right, and a new process reads it. Another shard that fails for good is refused from then on, and
+the others are served; the exit code tells of it in the end.
 """
 
 import asyncio
@@ -24,29 +26,32 @@ from random import SystemRandom
 
 import uvloop
 
-from kvstore.answers import Then
-from kvstore.assembly import Assembly, LoadStoppedError, assemble, close_shards, open_shards
+from kvstore.answers import Answer, Then
+from kvstore.assembly import Assembly, LoadStoppedError, assemble
 from kvstore.backend import Backend
 from kvstore.clock import Clock
-from kvstore.commit import Commits
 from kvstore.config import Config
-from kvstore.errors import BackendError, StoppedError, StoreError
+from kvstore.errors import BackendError, StoreError, UnreachableError
 from kvstore.front import Front, Sockets, bind_all, make_tls
 from kvstore.housekeeping import GarbageCollector, StallMonitor
-from kvstore.http.health import HealthRoutes, Verdict
+from kvstore.http.health import HealthRoutes
 from kvstore.http.pages import make_routes
 from kvstore.listen import ListenError
 from kvstore.logs import Logger
 from kvstore.metrics import (
     CallMetrics,
-    CommitMetrics,
     ServerMetrics,
     StoreMetrics,
     WatchMetrics,
     make_exposition,
 )
+from kvstore.opening import Returning, close_shards, open_shards
 from kvstore.options import ServeOptions
 from kvstore.shard import HOME
+from kvstore.shard_config import ShardConfig
+from kvstore.shard_metrics import ShardMetrics
+from kvstore.shard_status import shard_status
+from kvstore.store_health import StoreHealth
 from kvstore.transport.tls import Tls
 
 EXIT_OK = 0
@@ -61,9 +66,18 @@ class StartError(Exception):
 
 
 def run(
-    backends: Sequence[Backend], config: Config, options: ServeOptions, *, clock: Clock, log: Logger
+    backends: Sequence[Backend],
+    shards: ShardConfig,
+    config: Config,
+    options: ServeOptions,
+    *,
+    clock: Clock,
+    log: Logger,
 ) -> int:
-    """Serve until told to stop; returns the exit code. Raises ``StartError``."""
+    """Serve until told to stop; returns the exit code. Raises ``StartError``.
+
+    ``backends`` are those of ``shards``, in the same order.
+    """
     _allow_descriptors()
     sys.setswitchinterval(config.server.thread_switch_interval)
     failures = Failures(log, clock)
@@ -74,7 +88,9 @@ def run(
         except ListenError:
             sockets.close()
             raise
-        server = Server(backends, config, options, sockets, tls, failures, clock=clock, log=log)
+        server = Server(
+            backends, shards, config, options, sockets, tls, failures, clock=clock, log=log
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve_until_signal(server, log))
     except (BackendError, ListenError) as error:
@@ -138,6 +154,7 @@ class Server:
     def __init__(
         self,
         backends: Sequence[Backend],
+        shards: ShardConfig,
         config: Config,
         options: ServeOptions,
         sockets: Sockets,
@@ -148,6 +165,7 @@ class Server:
         log: Logger,
     ) -> None:
         self._backends = backends
+        self._shards = shards
         self._config = config
         self._options = options
         self._sockets = sockets
@@ -167,14 +185,19 @@ class Server:
         """
         asyncio.get_running_loop().set_exception_handler(self._unexpected)
         try:
-            fences = await open_shards(self._backends)
-        except BackendError:
+            opened = await open_shards(
+                self._backends, self._shards, accept_loss=self._options.accept_data_loss
+            )
+        except BaseException:
             self._sockets.close()
             raise
+        for loss in opened.losses:
+            self._log.warning("a loss of data is accepted", reason=loss)
         try:
             store = await assemble(
                 self._backends,
-                fences,
+                opened,
+                self._shards.shard_map(),
                 self._config,
                 name=self._options.name,
                 client_urls=self._client_urls(),
@@ -182,13 +205,11 @@ class Server:
                 random=SystemRandom(),
                 stopped=self._stop.is_set,
             )
-            store.commits.on_broken = self._shard_lost
-            store.commits.on_stuck = self._shard_stuck
-            store.commits.on_back = self._shard_back
-            for shard, backend in enumerate(self._backends):
-                backend.on_broken = partial(store.commits.give_up, shard)
+            self._say_missing(store)
+            shards = ShardMetrics(store.store, store.hub, self._clock)
+            self._listen(store, shards)
             self._garbage.take_over()
-            front = self._make_front(store)
+            front = self._make_front(store, shards)
             await self._serve(store, front)
         except LoadStoppedError:
             self._log.info("stopped before everything was loaded")
@@ -213,14 +234,17 @@ class Server:
         async with asyncio.TaskGroup() as group:
             ticking = [
                 group.create_task(
-                    self._tick(store.commits.tick, config.server.commit_tick_interval)
+                    self._tick(partial(_tick_commits, store), config.server.commit_tick_interval)
                 ),
-                group.create_task(self._tick(store.hub.tick, config.watch.tick_interval)),
+                group.create_task(
+                    self._tick(partial(_tick_watches, store), config.watch.tick_interval)
+                ),
                 group.create_task(
                     self._tick(store.compactor.tick, config.compaction.tick_interval)
                 ),
                 group.create_task(self._tick_leases(store)),
                 group.create_task(self._keep_house()),
+                *(group.create_task(self._bring_back(each)) for each in store.returning),
             ]
             self._say_ready(store)
             await self._stop.wait()
@@ -247,11 +271,10 @@ class Server:
         told = list(self._options.advertise_client_urls)
         return told or [bound.url for bound in self._sockets.clients]
 
-    def _make_front(self, store: Assembly) -> Front:
+    def _make_front(self, store: Assembly, shards: ShardMetrics) -> Front:
         """Listeners with all their pages and metrics."""
         calls = CallMetrics(store.methods)
         health = HealthRoutes(StoreHealth(store.commits))
-        commits = CommitMetrics(store.commits)
         numbers = StoreMetrics(
             store.store, store.lessor, quota_bytes=self._config.server.quota_bytes
         )
@@ -262,14 +285,15 @@ class Server:
         exposed = make_exposition(
             [
                 calls.collect,
-                commits.collect,
+                shards.collect,
                 numbers.collect,
                 watches.collect,
                 process.collect,
                 lambda: front.collect(),  # noqa: PLW0108 - it is made below
             ]
         )
-        clients, metrics = make_routes(health, exposed)
+        tell_shards = partial(shard_status, store.store)
+        clients, metrics = make_routes(health, exposed, tell_shards)
         front = Front(
             sockets=self._sockets,
             tls=self._tls,
@@ -324,16 +348,58 @@ class Server:
 
     # -- what can go wrong -------------------------------------------------------------------------
 
-    def _shard_lost(self, shard: int, reason: str) -> None:
-        self._log.error("storage failed; shutting down", shard=shard, reason=reason)
-        self._exit_code = EXIT_FAILED
-        self._stop.set()
+    def _listen(self, store: Assembly, metrics: ShardMetrics) -> None:
+        """Hear of shards that are lost, stuck and back, of what happened until now first."""
+        commits = store.commits
 
-    def _shard_stuck(self, shard: int, reason: str) -> None:
-        self._log.error("shard does not commit", shard=shard, reason=reason)
+        def name(shard: int) -> str:
+            return commits.queues[shard].name
 
-    def _shard_back(self, shard: int, seconds: float) -> None:
-        self._log.info("shard commits again", shard=shard, seconds=round(seconds, 3))
+        def lost(shard: int, reason: str) -> None:
+            metrics.failed(shard)
+            self._exit_code = EXIT_FAILED
+            if shard == HOME or commits.queues[shard].fenced:
+                self._log.error("storage failed; shutting down", shard=name(shard), reason=reason)
+                self._stop.set()
+            else:
+                self._log.error("shard lost until a restart", shard=name(shard), reason=reason)
+
+        def stuck(shard: int, reason: str) -> None:
+            metrics.failed(shard)
+            self._log.error("shard does not commit", shard=name(shard), reason=reason)
+
+        def back(shard: int, seconds: float) -> None:
+            self._log.info("shard commits again", shard=name(shard), seconds=round(seconds, 3))
+
+        commits.on_broken, commits.on_stuck, commits.on_back = lost, stuck, back
+        for queue in commits.queues:
+            if queue.broken:
+                lost(queue.number, queue.broken)
+
+    def _say_missing(self, store: Assembly) -> None:
+        for shard in store.returning:
+            self._log.error(
+                "shard is missing; its keys are refused", shard=shard.name, reason=shard.trouble
+            )
+
+    async def _bring_back(self, shard: Returning) -> None:
+        """Try until a missing shard has joined; a refusal is told when it is a new one."""
+        while not shard.over:
+            await asyncio.sleep(self._config.commit.return_interval)  # noqa: TID251 - real time
+            told = shard.trouble
+            try:
+                await shard.attempt()
+            except UnreachableError as error:
+                if str(error) != told:
+                    self._log.warning("shard is still missing", shard=shard.name, reason=str(error))
+            except BackendError as error:
+                if str(error) != told:
+                    self._log.error("shard is refused", shard=shard.name, reason=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the load is half done
+                self._fatal("a shard's return failed", error)
+                return
+            else:
+                self._log.info("shard is back", shard=shard.name)
 
     def _handler_failed(self, message: str, error: Exception) -> None:
         """A broken assertion means that the state may be wrong; anything else was one request's."""
@@ -367,16 +433,24 @@ class Server:
         end = loop.time() + seconds
         store.health.drain()
         await front.drain(seconds)
-        durable = loop.create_future()
+        store.store.close()
+        for queue in store.commits.queues:
+            await self._told(partial(_ask_durable, store, queue.number), end)
+        if store.reservation is not None:
+            await self._told(store.reservation.end, end)
 
-        def settled(error: StoreError | None) -> None:
-            if not durable.done():
-                durable.set_result(error)
+    async def _told(self, ask: Callable[[Answer], None], end: float) -> None:
+        """Wait until what is asked is answered, in whatever way, or it is time to ``end``."""
+        done = asyncio.get_running_loop().create_future()
 
-        store.commits.release(store.store.shards.all, Then(settled), b"")
+        def told(error: StoreError | None) -> None:
+            if not done.done():
+                done.set_result(error)
+
+        ask(Then(told))
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                await durable
+                await done
 
     async def _close(self) -> None:
         """Let the shards go. A failure here loses nothing that was acknowledged, but is told."""
@@ -390,33 +464,20 @@ class Server:
             self._exit_code = EXIT_FAILED
 
 
-class StoreHealth:
-    """Answers the health checks from the store; see ``http.health.Health``."""
+def _tick_commits(store: Assembly) -> None:
+    """Everything that has to do with the order."""
+    store.commits.tick()
+    store.store.barrier.tick()
+    if store.reservation is not None:
+        store.reservation.tick()
 
-    def __init__(self, commits: Commits) -> None:
-        self._commits = commits
 
-    def alarms(self) -> Sequence[str]:
-        """None: there is no quota."""
-        return ()
+def _tick_watches(store: Assembly) -> None:
+    """Watchers are told nothing while another process may own the shards."""
+    if not (store.commits.leased and store.commits.lease_lapsed()):
+        store.hub.tick()
 
-    def check_read(self, verdict: Verdict, *, serializable: bool) -> None:
-        """A read of home: refused when it is lost, and if linearizable, when it does not commit.
 
-        etcd's own linearizable read needs its raft loop, which a stuck disk stops; here a read
-        waits for nothing that is durable, so the check asks for the shard's commits instead. What
-        keeps it from committing follows etcd's text.
-        """
-        home = self._commits.queues[HOME]
-
-        def told(error: StoreError | None) -> None:
-            if error is None:
-                verdict(None)
-            else:
-                why = f" (shard {HOME}: {home.trouble})" if home.trouble else ""
-                verdict(error.text + why)
-
-        if serializable:
-            verdict(StoppedError.text if home.broken else None)
-        else:
-            self._commits.release((HOME,), Then(told), b"")
+def _ask_durable(store: Assembly, shard: int, answer: Answer) -> None:
+    """``answer`` is told when nothing is pending on ``shard``."""
+    store.commits.release((shard,), answer, b"")

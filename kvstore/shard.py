@@ -10,17 +10,24 @@ key's shard is one bisection and a range's shards are one slice:
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from kvstore.kv import prefix_end
 
 HOME = 0
 
+SETS_MAX = 1_000
+"""Ranges of boundaries whose shards are remembered; when there are more, all are forgotten."""
+
 
 class ShardMap:
-    """Routes of prefixes to shard numbers; without routes everything is on the home shard."""
+    """Routes of prefixes to shard numbers; without routes everything is on the home shard.
 
-    def __init__(self, routes: Mapping[bytes, int] | None = None) -> None:
+    ``count`` is how many shards there are, those without a route included; left out, the map ends
+    with the last shard that owns keys.
+    """
+
+    def __init__(self, routes: Mapping[bytes, int] | None = None, *, count: int = 1) -> None:
         self._routes = dict(routes or {})
         assert b"" not in self._routes, "the home shard takes what no route matches"
         edges = {b""}
@@ -30,8 +37,9 @@ class ShardMap:
             if end != b"\0":
                 edges.add(end)
         self._boundaries = sorted(edges)
-        self._owners = [self._longest(edge) for edge in self._boundaries]
-        self.count = max(self._owners) + 1
+        self._deciding = [self._longest(edge) for edge in self._boundaries]
+        self._owners = [self._routes.get(prefix, HOME) for prefix in self._deciding]
+        self.count = max(count, 1 + max(self._owners))
         self.all = tuple(range(self.count))
         self._sets: dict[tuple[int, int], tuple[int, ...]] = {}
 
@@ -54,13 +62,20 @@ class ShardMap:
         found = self._sets.get((first, last))
         if found is None:
             found = tuple(sorted(set(self._owners[first:last])))
+            if len(self._sets) >= SETS_MAX:
+                self._sets.clear()
             self._sets[first, last] = found
         return found
 
-    def _longest(self, edge: bytes) -> int:
-        """The owner of keys from ``edge`` to the next boundary."""
-        best, owner = b"", HOME
-        for prefix, shard in self._routes.items():
-            if edge.startswith(prefix) and len(prefix) > len(best):
-                best, owner = prefix, shard
-        return owner
+    def stretches(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        r"""(start, end, prefix) for each stretch between two boundaries, in order: the keys of
+        [start, end) go where the route of ``prefix`` says, home if it is empty. The last ``end`` is
+        ``b"\\0"``, no upper bound; no other is, for no key is below that one.
+        """
+        first = 1 if b"\0" in self._boundaries else 0
+        starts = self._boundaries[first:]
+        return zip(starts, [*starts[1:], b"\0"], self._deciding[first:], strict=True)
+
+    def _longest(self, edge: bytes) -> bytes:
+        """The route of keys from ``edge`` to the next boundary; empty if there is none."""
+        return max((p for p in self._routes if edge.startswith(p)), key=len, default=b"")

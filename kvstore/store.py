@@ -12,26 +12,32 @@ see ``commit``.
 Values that are no longer head and not yet old (uncommitted, or just replaced) wait in ``recent``.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
-from kvstore.backend import IndexRow, Row
+from kvstore.answers import Answer, Joined, Refusal
+from kvstore.backend import IndexRow, Row, RowId
+from kvstore.barrier import Barrier
 from kvstore.commit import Commits
 from kvstore.config import StoreConfig
 from kvstore.counts import Counts
 from kvstore.errors import (
     CompactedError,
-    CrossShardError,
     FutureRevisionError,
     KeyNotFoundError,
     LeaseNotFoundError,
+    StoppedError,
+    StoreError,
 )
+from kvstore.execution import Execution
 from kvstore.fetch import Fetch, Fetched, Holds
-from kvstore.history import Entry, History
+from kvstore.history import Entry, History, Log, MergedHistory
 from kvstore.index import Index, Place
 from kvstore.kv import frame_key_value, frame_tombstone, value_of
 from kvstore.listeners import Hub, Leases
-from kvstore.range import SORT_VALUE, Item, RangeQuery, RangeRead
+from kvstore.range import Item, RangeQuery, RangeRead
 from kvstore.recent import RecentValues
 from kvstore.shard import HOME, ShardMap
 from kvstore.txn import (
@@ -40,12 +46,10 @@ from kvstore.txn import (
     NeedValuesError,
     Put,
     PutResult,
-    RangeResult,
-    Result,
     Txn,
     TxnResult,
     can_write,
-    decide,
+    can_write_on,
     ranges_of,
 )
 
@@ -64,27 +68,45 @@ class Store:
         self.commits = commits
         self.shards = shards
         self.index = Index()
-        self.history = History()
+        self.histories = [History(commits.compact_revision) for _ in commits.queues]
         self.revision = commits.durable
-        self.compact_revision = -1
+        self.compact_revision = commits.compact_revision
+        self._loaded: list[RowId] = [(0, 0) for _ in commits.queues]
         self.holds = Holds()
-        self.counts = Counts()
+        self.counts = Counts(shards.count)
         self._leases = leases
         self._hub = hub
         self._config = config
-        self._recent = RecentValues(config.recent_bytes_max, self._safe)
-        self._at_hand: Mapping[Entry, bytes] = {}
+        recent_bytes_max = config.recent_bytes_max // len(commits.queues)
+        self._recent = [
+            RecentValues(recent_bytes_max, partial(commits.visible, (queue.number,)))
+            for queue in commits.queues
+        ]
+        self.at_hand: Mapping[Entry, bytes] = {}
+        """Values fetched for the request that executes now."""
         self._rows: list[Row] = []
         self._size = 0
+        self.barrier = Barrier(commits)
         commits.on_durable = hub.advance
 
     # -- loading -----------------------------------------
 
-    def load_rows(self, rows: Iterable[IndexRow]) -> list[tuple[int, int]]:
-        """Take stored changes in order, at start; returns rows that compaction left behind."""
-        index, history, compacted = self.index, self.history, self.compact_revision
-        left: list[tuple[int, int]] = []
-        for mod, sub, key, create, version, lease in rows:
+    def load_rows(self, shard: int, rows: Sequence[IndexRow]) -> list[RowId]:
+        """Take stored changes of a shard in order, at start or while the others are served; returns
+        rows that compaction left behind. A load that broke off may begin anew.
+
+        A key of another shard is among those: it was this one's by an earlier map, and what is left
+        of it here is superseded (``map_check``), whatever the shard has by now that owns it.
+        """
+        index, history, loaded = self.index, self.histories[shard], self._loaded[shard]
+        compacted, left = history.floor, list[RowId]()
+        fresh = rows[bisect_right(rows, loaded, key=_row_id) :]
+        self.commits.queues[shard].stored += len(fresh)
+        owner = self.shards.of
+        for mod, sub, key, create, version, lease in fresh:
+            if owner(key) != shard:
+                left.append((mod, sub))
+                continue
             entry = (mod, sub, create, version, lease)
             before = index.head(key)
             dropped = index.load(key, entry, compacted)
@@ -95,7 +117,9 @@ class Store:
             if before is not None and before[4]:
                 self._leases.detach(before[4], key)
             if lease:
-                self._leases.attach(lease, key)
+                self._leases.attach(lease, key, mod)
+        if fresh:
+            self._loaded[shard] = _row_id(fresh[-1])
         return left
 
     # -- reading -----------------------------------------
@@ -104,23 +128,36 @@ class Store:
         """The shards that a key or range touches."""
         return self.shards.of_range(key, end)
 
+    def history_of(self, shards: Sequence[int]) -> Log:
+        """The changes of ``shards`` since the last compaction."""
+        if len(shards) == 1:
+            return self.histories[shards[0]]
+        return MergedHistory([self.histories[shard] for shard in shards])
+
     def pin(self, query: RangeQuery, shards: Sequence[int]) -> int:
-        """The revision that ``query`` sees; raises CompactedError or FutureRevisionError."""
-        revision = query.revision
+        """The revision that ``query`` sees; raises CompactedError or FutureRevisionError, and what
+        ``commits.check_readable`` raises.
+        """
+        commits, revision = self.commits, query.revision
+        head = commits.durable
+        at = revision
         if revision <= 0:
-            return self.commits.visible(shards) if query.serializable else self.commits.durable
-        if revision > self.commits.durable:
+            at = commits.visible(shards) if query.serializable else head
+        commits.check_readable(shards, stale=query.serializable)
+        if revision > head:
             raise FutureRevisionError
-        if revision < self.compact_revision:
+        if 0 < revision < self.compact_revision:
             raise CompactedError
-        return revision
+        return at
 
     def read(self, query: RangeQuery, at: int) -> RangeRead:
         """Begin to read ``query`` at revision ``at``."""
         self.counts.ranges += 1
+        shards = self.shards
+        touched = shards.all if shards.count == 1 else shards.of_range(query.key, query.end)
         return RangeRead(
             self.index,
-            self.history,
+            self.history_of(touched),
             query,
             at=at,
             head=self.revision,
@@ -139,7 +176,9 @@ class Store:
         if at >= self.revision:
             return None
         older = self.index.older_at(key, at)
-        return None if older is None else Item(key, older, self._recent.get(older))
+        if older is None:
+            return None
+        return Item(key, older, self._recent[self.shards.of(key)].get(older))
 
     def version_before(self, key: bytes, revision: int) -> Entry | None:
         """The version that the change of ``key`` at ``revision`` replaced; None if there was none
@@ -151,21 +190,16 @@ class Store:
         """The framed KeyValue of a version, tombstones included; None when it must be fetched."""
         if entry[3] == 0:
             return frame_tombstone(key, entry[0])
-        recent = self._recent.get(entry)
+        recent = self._recent[self.shards.of(key)].get(entry)
         return recent if recent is not None else self.index.head_value(key, entry)
 
-    def fetch(
-        self,
-        pairs: Sequence[tuple[bytes, Entry]],
-        done: Callable[[Fetched], None],
-    ) -> None:
+    def fetch(self, pairs: Sequence[tuple[bytes, Entry]], done: Callable[[Fetched], None]) -> None:
         """Read the framed KeyValues of committed versions from storage, in the order asked.
 
         None stands for a version that compaction removed meanwhile. A row that is missing for any
         other reason is corruption: ``done`` gets CorruptError, and the shard must not be trusted. A
         storage failure gives StoppedError, too many reads at once TooManyRequestsError.
         """
-        self.counts.values_read += len(pairs)
         Fetch(self, pairs, done).start()
 
     def cache(self, key: bytes, entry: Entry, framed: bytes) -> None:
@@ -174,7 +208,7 @@ class Store:
             self.index.cache_value(key, entry, framed)
             self._evict()
         else:
-            self._recent.keep(entry, framed)
+            self._recent[self.shards.of(key)].keep(entry, framed)
 
     # -- writing -----------------------------------------
 
@@ -183,8 +217,8 @@ class Store:
         shard = self.shards.of(op.key)
         self.commits.check_room(shard)
         self._check_lease(op)  # before the key, as in etcd; in a Txn it is the other way round
-        self._check_put(op)
-        result = self._apply_put(op, self.revision + 1, 0)
+        self.check_put(op)
+        result = self.apply_put(op, self.revision + 1, 0)
         self._issue(shard)
         return result
 
@@ -194,11 +228,11 @@ class Store:
         """Run ``execute`` with values at hand that attempts before were in need of
         (NeedValuesError), wherever they are now.
         """
-        self._at_hand = values
+        self.at_hand = values
         try:
             return execute()
         finally:
-            self._at_hand = {}
+            self.at_hand = {}
 
     def put_if(self, key: bytes, mod_revision: int, value: bytes, lease: int) -> int:
         """Put ``key`` if its mod_revision (0: not live) is as given, as kube-apiserver writes.
@@ -222,28 +256,24 @@ class Store:
     def delete_range(self, op: DeleteRange) -> DeleteResult:
         """Execute a delete; without a live key in the range nothing is issued."""
         shards = self.shards_of(op.key, op.end)
-        if len(shards) > 1:
-            raise CrossShardError
-        self.commits.check_room(shards[0])
-        result = self._apply_delete(op, self.revision + 1, 0)
+        self.check_room(shards)
+        result = self.apply_delete(op, self.revision + 1, 0)
         if result.deleted:
-            self._issue(shards[0])
+            self._issue_on(shards)
             return result
         return result._replace(revision=self.head_of(shards))
 
     def delete_keys(self, keys: Iterable[bytes]) -> int:
-        """Delete live keys of one shard in one revision, in key order; returns it, or 0 if none was
-        live.
+        """Delete live keys in one revision, in key order; returns it, or 0 if none was live.
+        ``check_room`` of their shards has just been asked.
         """
         live = sorted(key for key in set(keys) if self.index.head(key) is not None)
         if not live:
             return 0
-        shard = self.shards.of(live[0])
         for sub, key in enumerate(live):
-            assert self.shards.of(key) == shard, "keys of one shard"
             self._apply_tombstone(key, self.revision + 1, sub)
         self.counts.deletes += len(live)
-        self._issue(shard)
+        self._issue_on({self.shards.of(key) for key in live})
         return self.revision
 
     def txn(self, txn: Txn) -> tuple[TxnResult, int]:
@@ -253,21 +283,25 @@ class Store:
         are not in memory.
         """
         shards = self.shards_of_txn(txn)
-        if can_write(txn):
-            if len(shards) > 1:
-                raise CrossShardError
+        writes = can_write(txn)
+        over = writes and len(shards) > 1
+        if over:
+            self.barrier.check_room(shards)
+        elif writes:
             self.commits.check_room(shards[0])
-        path = decide(txn, self._head_items)
-        taken = list(path)
-        head = self.head_of(shards)
-        self._check(txn, iter(taken), head)
-        sub = [0]
-        result = self._apply(txn, iter(taken), head, sub)
+        else:
+            self.commits.check_readable(shards)
+        execution = Execution(self, self.head_of(shards))
+        taken = execution.decide(txn)
+        execution.check(txn, iter(taken))
+        if over and can_write_on(txn, iter(taken)):
+            self.barrier.check(shards)
+        result = execution.apply(txn, iter(taken))
         self.counts.txns += len(result.results) > 1
-        if sub[0]:
-            self._issue(shards[0])
+        if execution.changes:
+            self._issue_on(shards)
             return result, self.revision
-        return result, head
+        return result, execution.head
 
     def shards_of_txn(self, txn: Txn) -> tuple[int, ...]:
         """Every shard that the Txn's compares and branches touch."""
@@ -284,91 +318,49 @@ class Store:
             return self.revision
         return max(self.commits.durable, *(self.commits.issued(shard) for shard in shards))
 
+    def close(self) -> None:
+        """The server stops: nothing more is issued, and who waits for it is refused."""
+        self.commits.bar(StoppedError)
+        self.barrier.close()
+
     # -- checks -----------------------------------------
 
-    def _check_put(self, op: Put) -> None:
+    def check_room(self, shards: Sequence[int]) -> None:
+        """Raise what keeps a write to ``shards`` from executing now: an UnreadyError."""
+        if len(shards) == 1:
+            self.commits.check_room(shards[0])
+        else:
+            self.barrier.check(shards)
+
+    def check_put(self, op: Put) -> None:
+        """Raise what keeps a put from being applied: StoreError or NeedValuesError."""
         found = self.index.find(op.key) if op.ignore_value or op.ignore_lease else None
         if found is None and (op.ignore_value or op.ignore_lease):
             raise KeyNotFoundError
         self._check_lease(op)
         if found is not None and op.ignore_value and found[0].values[found[1]] is None:
             entry = found[0].entries[found[1]]
-            if entry not in self._at_hand:
+            if entry not in self.at_hand:
                 raise NeedValuesError([(op.key, entry)])
 
     def _check_lease(self, op: Put) -> None:
         if op.lease and not self._leases.exists(op.lease):
-            raise LeaseNotFoundError
+            raise LeaseNotFoundError(op.lease)
 
-    def _check(self, txn: Txn, taken: Iterable[bool], head: int) -> None:
-        """Refuse what could fail on the taken path, before anything is applied."""
-        steps = iter(taken)
-        for op in txn.success if next(steps) else txn.failure:
-            match op:
-                case Put():
-                    self._check_put(op)
-                case RangeQuery():
-                    self._check_range(op, head)
-                case Txn():
-                    self._check(op, steps, head)
-                case _:
-                    pass
+    def refuse(self, shards: Sequence[int], answer: Answer, error: StoreError) -> None:
+        """Fail ``answer`` with ``error``, which was decided at the head of ``shards``, once all
+        that it rests on is durable; the end of a lease is on home, and comes after its keys'.
+        """
+        refusal: Answer = Refusal(answer, error)
+        if isinstance(error, LeaseNotFoundError):
+            refusal = Joined(refusal, b"", 2)
+            self._leases.after_absence(error.lease, refusal)
+        self.commits.release(shards, refusal, b"")
 
     # -- applying -----------------------------------------
 
-    def _apply(self, txn: Txn, taken: Iterable[bool], head: int, sub: list[int]) -> TxnResult:
-        """Run the taken branch. ``sub`` counts the changes so far, in place."""
-        revision = self.revision + 1
-        steps = iter(taken)
-        succeeded = next(steps)
-        results: list[Result] = []
-        for op in txn.success if succeeded else txn.failure:
-            match op:
-                case Put():
-                    results.append(self._apply_put(op, revision, sub[0]))
-                    sub[0] += 1
-                case RangeQuery():
-                    results.append(self._apply_range(op, revision if sub[0] else head))
-                case DeleteRange():
-                    deleted = self._apply_delete(op, revision, sub[0])
-                    sub[0] += deleted.deleted
-                    results.append(deleted if sub[0] else deleted._replace(revision=head))
-                case Txn():
-                    results.append(self._apply(op, steps, head, sub))
-                case None:
-                    raise KeyNotFoundError
-        return TxnResult(succeeded, results)
-
-    def _read_now(self, query: RangeQuery, head: int) -> RangeRead:
-        """Read all of a range at once, inside a Txn whose head is ``head``."""
-        at = query.revision if query.revision > 0 else head
-        read = RangeRead(self.index, self.history, query, at=at, head=head, step_keys=1 << 30)
-        while not read.done:
-            read.step()
-        if read.sorts_by_value():
-            pairs = zip(read.keys, read.entries, strict=True)
-            at_hand = self._at_hand
-            read.values = [at_hand.get(entry) or self.framed(key, entry) for key, entry in pairs]
-        return read
-
-    def _check_range(self, query: RangeQuery, head: int) -> None:
-        if query.revision > head:
-            raise FutureRevisionError
-        if 0 < query.revision < self.compact_revision:
-            raise CompactedError
-        if query.sort_target == SORT_VALUE:
-            read = self._read_now(query, head)
-            missing = [(read.keys[i], read.entries[i]) for i in read.missing()]
-            if missing:
-                raise NeedValuesError(missing)
-
-    def _apply_range(self, query: RangeQuery, head: int) -> RangeResult:
-        self.counts.ranges += 1
-        read = self._read_now(query, head)
-        read.finish()
-        return RangeResult(head, read)
-
-    def _apply_put(self, op: Put, revision: int, sub: int) -> PutResult:
+    def apply_put(self, op: Put, revision: int, sub: int) -> PutResult:
+        """Apply a put that was checked, as change ``sub`` of ``revision``."""
         place = self.index.place(op.key)
         _, chunk, at, live = place
         value, lease = op.value, op.lease
@@ -377,7 +369,7 @@ class Store:
             return PutResult(revision, None)
         previous, framed = chunk.entries[at], chunk.values[at]
         if framed is None:
-            framed = self._at_hand.get(previous)
+            framed = self.at_hand.get(previous)
         if op.ignore_value:
             assert framed is not None, "checked before"
             value = value_of(framed)
@@ -390,6 +382,7 @@ class Store:
         self, place: Place, key: bytes, value: bytes, lease: int, revision: int, sub: int
     ) -> None:
         """The change itself: ``key`` at ``place`` gets a new version."""
+        shard = self.shards.of(key)
         _, chunk, at, live = place
         if live:
             previous: Entry | None = chunk.entries[at]
@@ -397,7 +390,7 @@ class Store:
             assert previous is not None, "a live key has a version"
             create, version, lease_before = previous[2], previous[3] + 1, previous[4]
             if framed_before is not None:
-                self._recent.keep(previous, framed_before)
+                self._recent[shard].keep(previous, framed_before)
         else:
             previous = framed_before = None
             create, version, lease_before = revision, 1, 0
@@ -405,14 +398,15 @@ class Store:
         entry = (revision, sub, create, version, lease)
         framed = frame_key_value(key, create, revision, version, value, lease)
         self.index.put_at(place, key, entry, framed)
-        self.history.append(key, entry)
+        self.histories[shard].append(key, entry)
         self._rows.append((revision, sub, key, create, version, lease, value))
         self._size += len(key) + len(value) + ROW_OVERHEAD
         if lease != lease_before:
             self._move_lease(key, lease_before, lease)
-        self._hub.record(self.shards.of(key), key, entry, framed, previous, framed_before)
+        self._hub.record(shard, key, entry, framed, previous, framed_before)
 
-    def _apply_delete(self, op: DeleteRange, revision: int, sub: int) -> DeleteResult:
+    def apply_delete(self, op: DeleteRange, revision: int, sub: int) -> DeleteResult:
+        """Apply a delete; its changes count from ``sub``."""
         self.counts.deletes += 1
         if op.end is None:
             keys = [op.key] if self.index.head(op.key) is not None else []
@@ -429,13 +423,14 @@ class Store:
         """Delete a live key; returns what it was."""
         found = self.index.find(key)
         assert found is not None, "only a live key is deleted"
+        shard = self.shards.of(key)
         chunk, at = found
         previous, framed_before = chunk.entries[at], chunk.values[at]
         if framed_before is not None:
-            self._recent.keep(previous, framed_before)
+            self._recent[shard].keep(previous, framed_before)
         entry = (revision, sub, 0, 0, 0)
         self.index.delete(key, entry)
-        self.history.append(key, entry)
+        self.histories[shard].append(key, entry)
         self._rows.append((revision, sub, key, 0, 0, 0, b""))
         self._size += len(key) + ROW_OVERHEAD
         if previous[4]:
@@ -444,16 +439,16 @@ class Store:
         framed_replaced = framed_before
         if previous[0] == revision:  # put by the same Txn: watchers see what was there before it
             replaced = self.index.older_at(key, revision - 1)
-            framed_replaced = None if replaced is None else self._recent.get(replaced)
+            framed_replaced = None if replaced is None else self._recent[shard].get(replaced)
         tombstone = frame_tombstone(key, revision)
-        self._hub.record(self.shards.of(key), key, entry, tombstone, replaced, framed_replaced)
+        self._hub.record(shard, key, entry, tombstone, replaced, framed_replaced)
         return Item(key, previous, framed_before)
 
     def _move_lease(self, key: bytes, before: int, after: int) -> None:
         if before:
             self._leases.detach(before, key)
         if after:
-            self._leases.attach(after, key)
+            self._leases.attach(after, key, self.revision + 1)
 
     def _issue(self, shard: int) -> None:
         """Hand the rows just applied to their shard; the revision counter moves on."""
@@ -464,34 +459,37 @@ class Store:
         if self.index.value_bytes > self._config.cache_bytes_max:
             self._evict()
 
+    def _issue_on(self, shards: Collection[int]) -> None:
+        """Likewise for a request that touched ``shards``: over several, home decides about all its
+        rows at once.
+        """
+        if len(shards) == 1:
+            self._issue(*shards)
+            return
+        parts: dict[int, list[Row]] = {}
+        for row in self._rows:
+            parts.setdefault(self.shards.of(row[2]), []).append(row)
+        self.revision += 1
+        self.commits.append_over(self.revision, parts, self._size)
+        self._rows = []
+        self._size = 0
+
     # -- memory -----------------------------------------
 
     def _evict(self) -> None:
-        self.index.evict(self._config.cache_bytes_max, self._safe())
+        if self.shards.count == 1:
+            self.index.evict(self._config.cache_bytes_max, self._safe())
+        else:
+            self.index.evict(self._config.cache_bytes_max, self.commits.durable, self._stored)
 
     def _safe(self) -> int:
         """Everything up to this revision is in storage."""
         return self.commits.visible(self.shards.all)
 
-    def _head_items(self, key: bytes, end: bytes | None) -> list[Item]:
-        """Live items of a range, for compares."""
-        if end is None:
-            item = self.get(key, self.revision)
-            items = [item] if item is not None else []
-        else:
-            items = [
-                Item(*item)
-                for chunk, low, high in self.index.slices(key, end)
-                for item in zip(
-                    chunk.keys[low:high],
-                    chunk.entries[low:high],
-                    chunk.values[low:high],
-                    strict=True,
-                )
-            ]
-        if self._at_hand:
-            items = [
-                item if item.framed else item._replace(framed=self._at_hand.get(item.entry))
-                for item in items
-            ]
-        return items
+    def _stored(self, key: bytes, end: bytes | None) -> int:
+        """Everything of a key or range is in storage up to this revision."""
+        return self.commits.visible(self.shards_of(key, end))
+
+
+def _row_id(row: IndexRow) -> RowId:
+    return row[:2]

@@ -291,6 +291,15 @@ def can_write(txn: Txn) -> bool:
     )
 
 
+def can_write_on(txn: Txn, taken: Iterator[bool]) -> bool:
+    """Could the branches that are ``taken``, as ``decide`` gave them, change something?"""
+    ops = txn.success if next(taken) else txn.failure
+    return any(
+        can_write_on(op, taken) if isinstance(op, Txn) else isinstance(op, Put | DeleteRange)
+        for op in ops
+    )
+
+
 def ranges_of(txn: Txn) -> Iterator[tuple[bytes, bytes | None]]:
     """Every range that the Txn's compares and both branches touch, at any depth, reads included."""
     for compare in txn.compares:

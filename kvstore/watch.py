@@ -24,13 +24,13 @@ Everything here is synchronous. ``call_soon`` is the only thing asked of an even
 function later, after other work, never inside the call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import NamedTuple
 
 from kvstore.clock import Clock
 from kvstore.config import WatchConfig
-from kvstore.errors import CompactedError, TooManyRequestsError
+from kvstore.errors import CompactedError, TimedOutError, TooManyRequestsError
 from kvstore.history import Entry
 from kvstore.kv import Header
 from kvstore.store import Store
@@ -168,14 +168,22 @@ class WatchHub:
         return self.watchers - self.count[State.SYNCED] - self.count[State.WAITING]
 
     @property
+    def feeds(self) -> Iterable[Feed]:
+        """One for each set of shards that somebody watches."""
+        return self._feeds.values()
+
+    @property
     def pending(self) -> int:
         """Changes recorded and not yet sent to synced watchers."""
         return sum(feed.pending for feed in self._feeds.values())
 
     @property
     def lag(self) -> int:
-        """Revisions between the last one issued and what the furthest-behind feed has sent."""
-        positions = [feed.position for feed in self._feeds.values()]
+        """Revisions between the last one issued and what the furthest-behind feed has sent; a feed
+        of a missing shard is none: nobody knows what is new there.
+        """
+        frontier = self.store.commits.frontier
+        positions = [each.position for each in self._feeds.values() if frontier(each.shards)]
         return self.store.revision - min(positions) if positions else 0
 
     # -- what streams, feeds and the catch-up share ------------------------------------------------
@@ -289,12 +297,15 @@ class WatchStream:
     def create(self, watch: Watch) -> None:
         """Start to watch, and answer: created, or created and canceled with a reason.
 
-        Raises ``TooManyRequestsError`` when the client does not read its answers; nothing of the
-        watch has been begun then.
+        Raises ``TooManyRequestsError`` when the client does not read its answers, TimedOutError
+        when another process may know of later revisions; nothing of the watch has been begun then.
         """
         hub = self._hub
         reason = self._refusal(watch)
-        durable = hub.store.commits.durable
+        commits = hub.store.commits
+        durable = commits.durable
+        if commits.leased and commits.lease_lapsed():
+            raise TimedOutError
         head = hub.header.at(durable)
         if reason:
             invalid = watch_id_field(INVALID_WATCH_ID)

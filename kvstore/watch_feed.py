@@ -62,7 +62,8 @@ class Feed:
         self._batch: list[Change] = []
         self._batch_up_to = 0
         self._previous: dict[Entry, bytes | None] = {}
-        self._held = False
+        self.reading: frozenset[int] = frozenset()
+        """Shards from which previous values are being read; the feed is held meanwhile."""
         self._failed = False
         self._put_off = False
 
@@ -89,7 +90,7 @@ class Feed:
         """Send what has become visible; if that is much, the rest follows after other work."""
         visible = self._store.commits.visible(self.shards)
         cost = 0
-        while not self._held and (self._batch or self.position < visible):
+        while not self.reading and (self._batch or self.position < visible):
             if cost >= _TURN_COST:
                 self._put_off_rest()
                 return
@@ -115,7 +116,8 @@ class Feed:
     def tick(self) -> None:
         """Ask storage again if it failed."""
         if self._failed:
-            self._failed = self._held = False
+            self._failed = False
+            self.reading = frozenset()
             self.advance()
 
     def _take(self, visible: int) -> None:
@@ -225,7 +227,7 @@ class Feed:
     # -- previous values from storage --------------------------------------------------------------
 
     def _fetch(self, needed: dict[Entry, bytes]) -> None:
-        self._held = True
+        self.reading = frozenset(map(self._store.shards.of, needed.values()))
         entries = list(needed)
         pairs = [(key, entry) for entry, key in needed.items()]
         self._store.fetch(pairs, lambda found: self._fetched(entries, found))
@@ -235,7 +237,7 @@ class Feed:
             self._failed = True
             return
         self._previous.update(zip(entries, found, strict=True))
-        self._held = False
+        self.reading = frozenset()
         self.advance()
 
     # -- watchers ----------------------------------------------------------------------------------

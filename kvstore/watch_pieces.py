@@ -114,7 +114,7 @@ class Pieces:
         """Changes with their values, up to which revision, what lacks to go on, and the cost."""
         limit = self._config.catch_up_changes
         after = watcher.next - 1
-        history = self._hub.store.history
+        history = self._hub.store.history_of(watcher.feed.shards)
         found, up_to = history.changes(watcher.key, watcher.end, after, position, limit)
         looked = min(up_to - after, SCAN_CHANGES)
         cost = STEP_COST + len(found) + looked // _LOOKS_PER_CHANGE

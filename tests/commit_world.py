@@ -1,6 +1,7 @@
 """``Commits`` over backends that end each commit by hand, in any way it can end."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
 from kvstore.backend import Batch, CommitResult, LeaseRow, Outcome, Row
@@ -8,6 +9,7 @@ from kvstore.clock import ManualClock
 from kvstore.commit import Commits
 from kvstore.config import CommitConfig
 from kvstore.errors import StoppedError, TimedOutError
+from kvstore.opening import ABSENT
 from tests.engine import Waiter
 from tests.stack import run_now
 
@@ -22,6 +24,7 @@ class Held(MemoryBackend):
 
     def __init__(self, number: int) -> None:
         super().__init__(MemoryDisk(shard=str(number)), later=Steps())
+        self.leased_until = math.inf
         self.asked: list[Asked] = []
         self.batches: list[Batch] = []
 
@@ -36,6 +39,10 @@ class Held(MemoryBackend):
         assert not self.asked, "one at a time"
         self.asked.append(("resolve", batch, done))
 
+    def lease_until(self) -> float:
+        """As the test says."""
+        return self.leased_until
+
     def end(self, outcome: Outcome) -> None:
         """End what is under way; COMMITTED stores it."""
         _, batch, done = self.asked.pop()
@@ -45,14 +52,28 @@ class Held(MemoryBackend):
 
 
 class World:
-    """``Commits`` over held backends, with the revision counter of a store."""
+    """``Commits`` over held backends, with the revision counter of a store. ``missing`` shards have
+    not been opened; with ``leased``, home's lease runs out unless the test renews it.
+    """
 
-    def __init__(self, shards: int = 1, *, config: CommitConfig | None = None) -> None:
+    def __init__(
+        self,
+        shards: int = 1,
+        *,
+        config: CommitConfig | None = None,
+        missing: Collection[int] = (),
+        leased: bool = False,
+    ) -> None:
         self.backends = [Held(number) for number in range(shards)]
         self.turns = Steps()
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.clock = ManualClock()
-        fences = [run_now(backend.open()) for backend in self.backends]
+        fences = [
+            ABSENT._replace(shard=str(number)) if number in missing else run_now(backend.open())
+            for number, backend in enumerate(self.backends)
+        ]
+        if leased:
+            self.renew()
         self.commits = Commits(
             list(zip(self.backends, fences, strict=True)),
             clock=self.clock,
@@ -74,6 +95,26 @@ class World:
         self.commits.append(shard, made, size)
         return self.revision
 
+    def append_over(self, *shards: int) -> int:
+        """Write one revision with a row on each shard; returns it."""
+        self.revision += 1
+        parts: dict[int, list[Row]] = {
+            shard: [(self.revision, sub, b"k%d" % shard, self.revision, 1, 0, b"v")]
+            for sub, shard in enumerate(shards)
+        }
+        self.commits.append_over(self.revision, parts, 10 * len(parts))
+        return self.revision
+
+    def renew(self, seconds: float = 5.0) -> None:
+        """Home's lease is good for so long."""
+        self.backends[0].leased_until = self.clock.now + seconds
+
+    def join(self, shard: int) -> None:
+        """A missing shard comes."""
+        backend = self.backends[shard]
+        self.commits.prepare(shard, backend, run_now(backend.open()))
+        self.commits.join(shard)
+
     def append_leases(self, *, put: bool) -> None:
         """Grant four leases, or end them."""
         for lease in range(4):
@@ -91,6 +132,12 @@ class World:
         """A ticket for what was appended so far."""
         waiter = Waiter()
         self.commits.release(shards, waiter, b"durable")
+        return waiter
+
+    def settled(self, *shards: int) -> Waiter:
+        """Who waits for nothing to be uncommitted there."""
+        waiter = Waiter()
+        self.commits.release(shards, waiter, b"")
         return waiter
 
     def end(self, outcome: Outcome = COMMITTED, shard: int = 0) -> None:

@@ -5,6 +5,7 @@ A crash forgets the engine and starts another over what the disks hold.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from random import Random
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
@@ -101,15 +102,14 @@ class Engine:
         self.store = Store(
             self.commits, ShardMap(self.routes), self.lessor, self.events, self.config.store
         )
-        self.store.compact_revision = fences[0].compact_revision
         self.lessor.bind(self.store)
         self.header = Header(cluster_id=1, member_id=2, raft_term=fences[0].epoch)
-        for backend in self.backends:
-            run_now(backend.load_index(self._load))
+        for shard, backend in enumerate(self.backends):
+            run_now(backend.load_index(partial(self._load, shard)))
         self.lessor.load(run_now(self.backends[0].load_leases()))
 
-    def _load(self, rows: list[IndexRow]) -> None:
-        self.store.load_rows(rows)
+    def _load(self, shard: int, rows: list[IndexRow]) -> None:
+        self.store.load_rows(shard, rows)
 
     def crash(self, *, seconds: float = 0.0) -> "Engine":
         """Another engine over what the disks hold, ``seconds`` later."""

@@ -8,17 +8,21 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 
 from backends.memory import MemoryBackend, MemoryDisk
+from kvstore.assembly import Assembly, assemble
 from kvstore.backend import Backend
-from kvstore.clock import SystemClock
+from kvstore.clock import Clock, ManualClock, SystemClock
 from kvstore.config import Config
 from kvstore.front import bind_all
 from kvstore.listen import parse_urls
 from kvstore.logs import LogFormat, make_logger
+from kvstore.opening import open_shards
 from kvstore.options import ServeOptions, TransportKind
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.server import Failures, Server
+from kvstore.shard_config import ShardConfig, one_shard
 from tests.program import READY, Line
 from tests.transport.peer import Peer
 from tests.transport.running import eventually
@@ -31,6 +35,30 @@ QUICK = replace(
     server=replace(Config().server, commit_tick_interval=0.01, stop_timeout=5.0),
 )
 """Bounds that a test can wait for."""
+
+
+async def assembled(
+    backends: Sequence[Backend],
+    shards: ShardConfig,
+    config: Config = QUICK,
+    *,
+    clock: Clock | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Assembly:
+    """The server but for its sockets, over ``backends`` that are not open yet; its time stands
+    still unless there is a ``clock``.
+    """
+    return await assemble(
+        backends,
+        await open_shards(backends, shards),
+        shards.shard_map(),
+        config,
+        name="under-test",
+        client_urls=(),
+        clock=clock or ManualClock(),
+        random=Random(1),
+        stopped=stopped,
+    )
 
 
 def bound() -> ServeOptions:
@@ -52,6 +80,7 @@ class House:
 
     backends: Sequence[Backend]
     config: Config = QUICK
+    shards: ShardConfig = field(default_factory=lambda: one_shard("memory:"))
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def __post_init__(self) -> None:
@@ -65,6 +94,7 @@ class House:
         failures = Failures(log, clock)
         self.server = Server(
             self.backends,
+            self.shards,
             self.config,
             options,
             self.sockets,

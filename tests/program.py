@@ -18,6 +18,7 @@ from kvstore.pb import rpc_pb2 as pb
 
 PATIENCE = 30.0
 """Seconds that a test waits for what must come."""
+FREE_PORT = "--listen-client-urls=http://127.0.0.1:0"
 READY = "ready to serve client requests"
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,11 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(*words: str, options: tuple[str, ...] = (), **extra: str) -> tuple[int, str, str]:
-    """Run the command line to its end; returns exit code, stdout and stderr."""
+    """Run the command line to its end; returns exit code, stdout and stderr. A server listens on a
+    free port, unless they say where.
+    """
+    if words[:1] == ("serve",) and not any("listen-client-urls" in word for word in words):
+        words += (FREE_PORT,)
     done = subprocess.run(
         [sys.executable, *options, "-m", "kvstore", *words],
         capture_output=True,
@@ -87,7 +92,7 @@ def serving(data: Path, *flags: str, **extra: str) -> Iterator[Program]:
     """Serve from ``data`` on a free port, or where ``flags`` say; ready on entry."""
     words = ["serve", "--data-dir", str(data)]
     if not any("listen-client-urls" in flag for flag in flags):
-        words.append("--listen-client-urls=http://127.0.0.1:0")
+        words.append(FREE_PORT)
     with subprocess.Popen(
         [sys.executable, "-m", "kvstore", *words, *flags],
         cwd=ROOT,

@@ -1,92 +1,69 @@
-"""The whole synchronous engine in a world that goes wrong, one seed at a time.
+"""The whole server but for its sockets, in a world that goes wrong, one seed at a time.
 
-A seed decides everything: which requests several clients send, which of the waiting steps runs
-next, how each commit ends, when the process dies and how far its recovery gets. Nothing depends on
-time or threads, so that a seed that fails fails again.
+A seed decides everything: what several clients ask for and watch, which of the waiting steps runs
+next, how each commit ends, which databases are slow, hang, die, return or are replaced by an older
+copy, when a process dies, is paused or is told to stop, how far its recovery gets, and when a
+second one wants to lead. Time is moved by hand and there are no threads, so that a seed that fails
+fails again.
 
-The oracle needs no search. Every batch passes its disk's commit point exactly once, and there the
-``Log`` writes it down; whatever a client is told is compared with the log:
-
-- an acknowledged write is in the log at its revision, as it was sent; an unknown one is in it once
-  or never, a refused one never; a revision is committed once, with one content;
-- revisions follow real time: a write's is greater than every one shown before it was sent, a
-  read's at least as great; none is greater than what is durable when it is shown;
-- the body of a read is the replay of the log at its revision, both when it is shown and at the end
-  (no earlier change may slip in behind it);
-- create revisions and versions follow from the changes before.
+The oracle needs no search. Every batch passes its database's commit point exactly once, and there
+the log writes it down (``sim_log``); whatever a client is told is compared with the log when it is
+told (``sim_requests``, ``sim_watch``), and again at the end, when nothing goes wrong any more.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 from unittest.mock import patch
 
-from google.protobuf.message import Message
+from kvstore import history, opening, reservation
+from kvstore.shard import HOME
+from tests.sim_process import Process
+from tests.sim_requests import ALL, NAMES, Clients, Sent
+from tests.sim_scenes import calm, leave, overtake, reroute
+from tests.sim_watch import Stream, Watcher, check_complete
+from tests.sim_world import NAMES as SHARDS
+from tests.sim_world import SimDisk, World
+from tests.stack import all_versions
 
-from backends.memory import Steps
-from kvstore import history
-from kvstore.backend import Row
-from kvstore.errors import (
-    CompactedError,
-    FutureRevisionError,
-    StoppedError,
-    TimedOutError,
-    TooManyRequestsError,
-)
-from kvstore.pb import kv_pb2
-from kvstore.pb import rpc_pb2 as pb
-from tests.sim_world import LEASE, ROUTES, Faults, Log, LoggedDisk, Process
-from tests.stack import Answered, all_versions, serve
+AHEAD = 100
+"""Revisions that are reserved: a life issues more than half of that, and starts over anew."""
+TICKS = (0.05, 0.05, 0.2, 0.2, 0.5, 3.0)
+WATCHED = ((b"a", b""), (b"a", b"e"), (b"x/", b"x0"), (b"x/a", b"z"), ALL)
 
 
 class PromiseBrokenError(Exception):
     """What went wrong, after the call that repeats it."""
 
 
-@dataclass
-class Sent:
-    """A request on its way, and what was known when it was sent."""
-
-    call: Answered
-    check: Callable[[bytes], int]
-    """Compares the answer with the log; returns the revision of its header."""
-    seen: int
-    """The highest revision shown to anyone: the answer's is at least this, a change's greater."""
-    compacted: int
-    """Of the last compaction acknowledged."""
-    revision: int = 0
-    """That a read asks for; 0: the head."""
-    value: bytes = b""
-    """That a write would store."""
-    serializable: bool = False
-
-
 class Simulation:
     """One seed. See the module's text."""
 
-    def __init__(self, seed: int, *, shards: int = 1) -> None:
+    def __init__(self, seed: int, *, shards: int = 3) -> None:
         self.name = f"run(seed={seed}, shards={shards})"
-        self.random = Random(seed)
-        self.log = Log()
-        self.disks = [LoggedDisk(number, self.log) for number in range(shards)]
-        prefixes = [b"", *list(ROUTES)][:shards]
-        self.groups = [[prefix + name for name in (b"a", b"b", b"c", b"d")] for prefix in prefixes]
-        self.steps = Steps()
-        self.faults = Faults(self.random, self.random.choice([0.0, 0.05, 0.2, 0.5]))
-        self.crash_rate = self.random.choice([0.0, 0.01, 0.05])
-        self.faulty = self.faults.rate > 0
-        self.sent: list[Sent] = []
-        self.reads: list[Callable[[], object]] = []
-        self.counts: Counter[str] = Counter()
-        self.seen = 1
-        self.compacted = self.compaction_sent = -1
-        self.writes = 0
-        self.process = Process(self.disks, self.steps, self.faults)
-        self.process.load()
+        self.random = random = Random(seed)
+        self.world = World(random, shards=shards, locks=random.random() < 0.5)
+        self.clients = Clients(self.world)
+        self.counts = self.clients.counts
+        self.world.log.absent = self._absent
+        self.world.log.frontier = self._frontier
+        self.crash_rate = random.choice([0.0, 0.005, 0.02])
+        self.deck = self._deal()
+        self.replacing = random.choice([0.0, 0.0, 0.2])
+        """How often a crash is one after which a database is not what it was."""
+        for disk in self.world.disks:
+            disk.rate = random.choice([0.0, 0.0, 0.05, 0.2, 0.5])
+        self.processes: list[Process] = []
+        self.copies: list[dict[str, Any] | None] = [None] * shards
+        """Of each database, as it was some time ago."""
+        watched = random.sample(WATCHED, random.randrange(4))
+        self.watchers = [Watcher(*where, previous=random.random() < 0.5) for where in watched]
+        self.streams: list[Stream] = []
+        self._start()
 
-    def run(self, actions: int = 150) -> Counter[str]:
+    def run(self, actions: int = 250) -> Counter[str]:
         """Live through it, then heal and compare everything; what happened, counted.
 
         Raises PromiseBrokenError.
@@ -96,321 +73,394 @@ class Simulation:
                 self._act()
             self._heal()
             self._compare()
-            self._reboot()
+            if self.random.random() < 0.3:
+                self._outlive_leases()
+            self._crash(self.processes[0])
+            self._heal()
             self._compare()
-            for read in self.reads:
-                read()
+            self._check_the_past()
         except Exception as error:
             raise PromiseBrokenError(f"{self.name}: {error!r}") from error
+        finally:
+            for process in self.processes:
+                process.crash()
+        self.counts["committed over several shards"] += self.world.log.redone
+        self.counts["shards returned"] += self.world.returned
+        self.counts["leases ended"] += len(self.world.log.ended)
         return self.counts
 
     # -- what happens ------------------------------------------------------------------------------
 
+    def _deal(self) -> list[Callable[[Process], object]]:
+        """What may happen, as often as it is likely."""
+        trouble = self.random.choice([0, 1, 3])
+        return [
+            *[self._send] * 27,
+            *[Process.run_next] * 25,
+            *[self._step] * 27,
+            *[self._pass_time] * 6,
+            *[self._watch] * 3,
+            *[Process.evict] * 8,
+            *[self._let_go] * 2,
+            *[self._copy, self._pause, self._challenge, self._depose],
+            *[partial(overtake, self), partial(leave, self), partial(reroute, self)],
+            *[self._trouble] * trouble,
+        ]
+
     def _act(self) -> None:
-        chance = self.random.random()
-        if self.process.lost or chance < self.crash_rate:
-            self._reboot()
-        elif chance < 0.35 and len(self.sent) < 8:
-            self._send()
-        elif chance < 0.60:
-            self.process.turns.run_next()
-        elif chance < 0.88:
-            self._step()
-        elif chance < 0.92:
-            self.process.tick(self.random.choice([0.05, 0.2, 3.0]))
-        elif chance < 0.98:
-            self.process.evict()
-        elif self.faults.hung:
-            self.faults.hung.popleft()()
-        elif self.faults.rate and self.random.random() < 0.05:
-            self.random.choice(self.disks).epoch += 1  # another process takes the shard
-        self._collect()
+        """Any one thing."""
+        process = self._any_process()
+        if self.random.random() < self.crash_rate:
+            self._end(process)
+        elif not process.serving and self.random.random() < 0.6:
+            self._hurry(process)
+        else:
+            self.random.choice(self.deck)(process)
+        self._settle()
 
-    def _step(self) -> None:
-        """Any of the waiting steps: none waits for another."""
-        waiting = self.steps.waiting
-        if waiting:
-            waiting.rotate(self.random.randrange(len(waiting)))
-            self.steps.run_next()
+    def _send(self, process: Process) -> None:
+        if process.serving and len(self.clients.sent) < 10:
+            self.clients.send(process)
 
-    def _reboot(self) -> None:
-        """Die and recover, perhaps dying on the way; what waited is unknown."""
+    def _step(self, _: Process) -> None:
+        self.random.choice(self.world.disks).step()
+
+    def _pass_time(self, _: Process) -> None:
+        self._tick(self.random.choice(TICKS))
+
+    def _let_go(self, _: Process) -> None:
+        self.world.let_go(self.random.choice(self.world.disks))
+
+    def _hurry(self, process: Process) -> None:
+        """Go on with a start, which takes many steps, for some of them."""
+        for _ in range(self.random.randrange(25)):
+            process.run_next()
+            for disk in self.world.disks:
+                disk.step()
+
+    def _any_process(self) -> Process:
+        if not self.processes:
+            self._start()
+        return self.random.choice(self.processes)
+
+    def _settle(self) -> None:
+        """After each thing: look at what was said, and bury the dead."""
+        self.clients.collect()
+        for process in list(self.processes):
+            if process.over:
+                self.counts[f"ended: {process.over.split(':')[0]}"] += 1
+                if process.over.startswith("refused") and self.random.random() < 0.5:
+                    self._put_right()
+                self._bury(process)
+            elif process.serving:
+                for disk in self.world.disks:
+                    wrong = disk.right is not None and disk.number not in process.absent
+                    assert not wrong, f"{disk.shard} is served, and is not what it was"
+        self.streams = [stream for stream in self.streams if not stream.finished]
+        if not self.streams and self.watchers and self.random.random() < 0.2:
+            self._watch_again()
+
+    def _tick(self, seconds: float) -> None:
+        """Time goes by; those who are paused do not see it yet."""
+        self.world.clock.advance(seconds)
+        for process in self.processes:
+            process.tick()
+
+    def _start(self) -> None:
+        self.processes.append(Process(self.world))
+
+    def _end(self, process: Process) -> None:
+        """Die, or stop in good order."""
+        if process.serving and not process.paused and self.random.random() < 0.3:
+            self.counts["stops"] += 1
+            process.stop()
+        else:
+            self._crash(process)
+
+    def _crash(self, process: Process) -> None:
         self.counts["crashes"] += 1
-        lost = (queue.broken for queue in self.process.commits.queues if queue.broken)
-        self.counts.update(reason.split(":")[0] for reason in lost)
-        self.process.crash()
-        self._collect()
-        self.counts["unknown"] += len(self.sent)
-        self.sent.clear()
-        while True:
-            again = self.faults.rate and self.random.random() < 0.2
-            self.process = Process(self.disks, self.steps, self.faults)
-            if not again:
-                break
-            self.process.load(self.random.randrange(20))
-            self._drain(self.random.randrange(4))
-            self.process.crash()
-        self.process.load()
+        self._bury(process)
+        for disk in self.world.disks[1:]:
+            if self.random.random() < self.replacing:
+                self._replace(disk)
 
-    def _drain(self, steps: int) -> None:
-        for _ in range(steps):
-            self.process.turns.run_next()
-            self._step()
+    def _bury(self, process: Process) -> None:
+        self.clients.lose(process)
+        for stream in self.streams:
+            stream.finished |= stream.process is process
+        self.streams = [stream for stream in self.streams if stream.process is not process]
+        self.processes.remove(process)
+        process.crash()
+
+    def _pause(self, process: Process) -> None:
+        """Stop a process where it is, or let it go on; time has gone by meanwhile."""
+        process.paused = not process.paused
+        if process.paused:
+            self.counts["pauses"] += 1
+            if self.random.random() < 0.5:
+                self._tick(self.random.choice([1.0, 7.0]))
+
+    def _challenge(self, _: Process) -> None:
+        """A second server wants to lead; the first one may be paused."""
+        if len(self.processes) < 2 and not self.world.locks:
+            self.counts["challenges"] += 1
+            self._start()
+
+    def _depose(self, process: Process) -> None:
+        """The leader stands still for so long that another one takes over, and goes on then."""
+        if self.world.locks or len(self.processes) > 1 or not process.serving:
+            return
+        process.paused = True
+        self._start()
+        other = self.processes[-1]
+        for _ in range(4):
+            self._tick(2.0)
+            self._run(other, self.world.disks, rounds=2)
+        key = self.random.choice(self.clients.prefixes) + self.random.choice(NAMES)
+        if other.serving:
+            self.counts["leaders deposed"] += 1
+            self.clients.put(other, key)
+            self._run(other, self.world.disks, rounds=1)
+        process.paused = False
+        self.clients.read(process, key)
+
+    def _trouble(self, _: Process) -> None:
+        """A database dies, freezes or comes back; home seldom."""
+        disk = self.random.choice(self.world.disks[self.random.random() < 0.8 :] or [None])
+        if disk is None:
+            return
+        if disk.down or disk.frozen:
+            self._back(disk)
+        elif self.random.random() < 0.5:
+            self.counts["databases frozen"] += 1
+            disk.frozen = True
+        else:
+            self.counts["databases lost"] += 1
+            disk.fall()
+        if disk.number != HOME and self.random.random() < 0.3:
+            self._probe(disk)
+
+    def _back(self, disk: SimDisk) -> None:
+        if self.random.random() < 0.5:
+            disk.put_right()
+        disk.rise()
+
+    # -- databases that are not what they were -----------------------------------------------------
+
+    def _copy(self, _: Process) -> None:
+        """Keep a copy of a database for later; home is the one that knows of the others."""
+        disk = self.random.choice(self.world.disks)
+        if disk.number != HOME and disk.right is None:
+            self.copies[disk.number] = disk.copy()
+
+    def _replace(self, disk: SimDisk) -> None:
+        """Put an older copy or a foreign database in a shard's place, that the server can know for
+        one.
+        """
+        record = self.world.disks[HOME].records.get(SHARDS[disk.number])
+        older = self.copies[disk.number]
+        used = any(disk.number not in each.absent for each in self.processes)
+        if record is None or used or disk.right is not None:
+            return
+        if older is not None and older["tip"] < record.tip:
+            disk.replace(older)
+        else:
+            other = self.random.choice(["cluster_id", "shard", "origin"])
+            wrong = {"cluster_id": 77, "shard": "other", "origin": f"{disk.origin}+"}
+            disk.replace({**disk.copy(), other: wrong[other]})
+        self.counts["databases replaced"] += 1
+
+    def _put_right(self) -> None:
+        for disk in self.world.disks:
+            disk.put_right()
+
+    def _absent(self) -> set[int]:
+        """Shards that some living process has not loaded."""
+        return set().union(*(process.absent for process in self.processes))
+
+    def _frontier(self, shard: int) -> int:
+        serving = [process for process in self.processes if process.assembly is not None]
+        return min((each.store.commits.frontier((shard,)) for each in serving), default=0)
+
+    # -- watching ----------------------------------------------------------------------------------
+
+    def _watch_again(self) -> None:
+        """All watchers begin, or go on, with a server that serves."""
+        serving = [each for each in self.processes if each.serving and not each.paused]
+        if serving:
+            process = self.random.choice(serving)
+            self.streams.append(Stream(self.clients, process, self.watchers))
+
+    def _watch(self, process: Process) -> None:
+        for stream in self.streams:
+            if stream.process is not process or process.paused:
+                continue
+            match self.random.randrange(4):
+                case 0:
+                    stream.stop_reading()
+                case 1:
+                    stream.read()
+                case _:
+                    stream.ask_progress()
+
+    # -- other shards' troubles --------------------------------------------------------------------
+
+    def _probe(self, lost: SimDisk) -> None:
+        """While one database is away, the keys of another are written and read at once."""
+        world, clients = self.world, self.clients
+        well = [disk for disk in world.disks if disk is not lost]
+        process = self._any_process()
+        across = any(len(sent.shards) > 1 and not sent.read_only for sent in clients.sent)
+        if (
+            len(self.processes) > 1
+            or not process.serving
+            or process.paused
+            or across
+            or any(disk.down or disk.frozen for disk in well)
+        ):
+            return
+        with calm(well):
+            self._run(process, well, rounds=14)
+            target = self.random.choice(well)
+            if process.over or target.number in process.absent | process.out | process.broken:
+                return
+            key = self.random.choice([p for p in clients.prefixes if self._on(p, target)]) + b"a"
+            put, get = clients.put(process, key, leases=0), clients.read(process, key)
+            self._run(process, well, rounds=2)
+            if not process.over:
+                self._answered(put, get)
+                self.counts["probes"] += 1
+
+    def _on(self, prefix: bytes, disk: SimDisk) -> bool:
+        return self.world.shards.of(prefix + NAMES[0]) == disk.number
+
+    def _answered(self, *sent: Sent) -> None:
+        for each in sent:
+            failed = each.call.failed
+            done = each.call.done and (failed is None or "timed out" not in failed[1])
+            assert done, f"another shard's trouble delays it: {failed}"
+
+    def _run(self, process: Process, disks: list[SimDisk], *, rounds: int) -> None:
+        """Let time go by in which everything else does what it has to."""
+        for _ in range(rounds):
+            self._tick(0.15)
+            for _ in range(40):
+                busy = process.run_next()
+                for disk in disks:
+                    self.world.let_go(disk)
+                    busy |= disk.step()
+                if not busy:
+                    break
+            self.clients.collect()
+            if process.over:
+                return
+
+    # -- in the end --------------------------------------------------------------------------------
 
     def _heal(self) -> None:
         """Nothing goes wrong any more: everything that waits is answered in bounded work."""
-        self.faults.rate = 0.0
-        if self.process.lost:
-            self._reboot()
-        for _ in range(40):
-            while self.faults.hung:
-                self.faults.hung.popleft()()
-            self.process.tick(0.2)
-            self._drain(20)
-            self._collect()
-            if self.process.lost:
-                self._reboot()  # another process had taken the shard
-        assert not self.sent, "everything is answered"
-        assert self.process.commits.idle()
+        world = self.world
+        self._put_right()
+        for disk in world.disks:
+            disk.rate = 0.0
+            disk.rise()
+        for stream in self.streams:
+            stream.read()
+        for process in self.processes:
+            process.paused = False
+        for _ in range(120):
+            self._any_process()
+            self._tick(0.25)
+            for process in list(self.processes):
+                self._run(process, world.disks, rounds=1)
+                if process.broken and not process.over:
+                    self._bury(process)  # its operator starts it anew
+            self._settle()
+            if self._is_calm() and self._is_held():
+                break
+        assert self._is_calm(), "everything is answered"
+        if self.watchers:
+            self._let_watchers_see()
 
-    # -- requests ----------------------------------------------------------------------------------
+    def _is_calm(self) -> bool:
+        if len(self.processes) != 1:
+            return False
+        process = self.processes[0]
+        return process.calm and not self.clients.sent
 
-    def _send(self) -> None:
-        often = (self._put, self._swap, self._range)
-        self.random.choice(
-            (*often, *often, *often, self._delete, self._look, self._compact, self._compact)
-        )()
+    def _is_held(self) -> bool:
+        """Does the one process still have all databases? If not, a write is what tells it."""
+        process, held = self.processes[0], True
+        for disk in self.world.disks:
+            if not disk.held:
+                held = False
+                prefix = self.random.choice([p for p in self.clients.prefixes if self._on(p, disk)])
+                self.clients.put(process, prefix + NAMES[0])
+        return held
 
-    def _note(self, method: Callable[..., object], request: Message, sent: Sent) -> None:
-        self.sent.append(sent)
-        sent.call = serve(method, request.SerializeToString())  # type: ignore[arg-type]
-        self.counts[type(request).__name__] += 1
+    def _let_watchers_see(self) -> None:
+        if not self.streams:
+            self._watch_again()
+        for _ in range(20):
+            self._run(self.processes[0], self.world.disks, rounds=1)
+        for _ in range(40):  # of a lease that ends just now
+            if self._is_calm():
+                break
+            self._run(self.processes[0], self.world.disks, rounds=1)
+        for watcher in self.watchers:
+            check_complete(self.clients, watcher, tip=self.world.log.tip)
 
-    def _sending(self, check: Callable[[bytes], int], **facts: Any) -> Sent:  # noqa: ANN401
-        return Sent(Answered(), check, self.seen, self.compacted, **facts)
-
-    def _key(self) -> bytes:
-        return self.random.choice(self.random.choice(self.groups))
-
-    def _value(self) -> bytes:
-        self.writes += 1
-        return b"%d-" % self.writes + b"v" * self.random.choice([0, 1, 30])
-
-    def _put(self) -> None:
-        request = pb.PutRequest(key=self._key(), value=self._value(), prev_kv=True)
-        request.lease = self.random.choice([0, 0, LEASE])
-
-        def check(body: bytes) -> int:
-            answer = pb.PutResponse.FromString(body)
-            revision = answer.header.revision
-            self._written(request, revision, sent)
-            before = self.log.at(request.key, revision - 1)
-            previous = [answer.prev_kv] if answer.HasField("prev_kv") else []
-            assert _pairs(previous) == _shown([before] if before else [])
-            return revision
-
-        sent = self._sending(check, value=request.value)
-        self._note(self.process.kv.put, request, sent)
-
-    def _swap(self) -> None:
-        """Compare and swap, by revision or by value, against the truth or against a guess."""
-        put = pb.PutRequest(key=self._key(), value=self._value())
-        request = pb.TxnRequest()
-        compare = request.compare.add(key=put.key)
-        known = self.log.at(put.key, self.log.tip)
-        by_value = self.random.random() < 0.3
-        if by_value:
-            compare.target = pb.Compare.VALUE
-            compare.value = known[6] if known else b"?"
-        else:
-            compare.target = pb.Compare.MOD
-            compare.mod_revision = known[0] if known else 0
-            if self.random.random() < 0.2:
-                compare.mod_revision = self.random.randrange(self.log.tip + 1)
-        request.success.add().request_put.CopyFrom(put)
-        request.failure.add().request_range.key = put.key
-
-        def holds(row: Row | None) -> bool:
-            if by_value:
-                return row is not None and row[6] == compare.value
-            return (row[0] if row else 0) == compare.mod_revision
-
-        def check(body: bytes) -> int:
-            answer = pb.TxnResponse.FromString(body)
-            revision = answer.header.revision
-            if answer.succeeded:
-                self._written(put, revision, sent)
-                assert holds(self.log.at(put.key, revision - 1)), "swapped what it was compared to"
-            else:
-                self._check_refused_later(sent.value)
-                seen = self.log.at(put.key, revision)
-                assert not holds(seen), "the compare failed"
-                found = answer.responses[0].response_range
-                assert _pairs(found.kvs) == _shown([seen] if seen else [])
-                assert found.header.revision <= self.log.tip
-            return revision
-
-        sent = self._sending(check, value=put.value)
-        self._note(self.process.kv.txn, request, sent)
-
-    def _delete(self) -> None:
-        request = pb.DeleteRangeRequest(key=self._key(), prev_kv=True)
-        if self.random.random() < 0.5:
-            request.range_end = request.key[:-1] + b"e"
-
-        def check(body: bytes) -> int:
-            answer = pb.DeleteRangeResponse.FromString(body)
-            revision = answer.header.revision
-            expected = self.log.range(request.key, request.range_end, revision - 1)
-            if answer.deleted:
-                assert revision > sent.seen
-                rows = self.log.revisions[revision]
-                assert [(row[2], row[4]) for row in rows] == [(row[2], 0) for row in expected]
-                assert _pairs(answer.prev_kvs) == _shown(expected)
-            else:
-                assert not self.log.range(request.key, request.range_end, revision)
-            return revision
-
-        sent = self._sending(check)
-        self._note(self.process.kv.delete_range, request, sent)
-
-    def _range(self) -> None:
-        request = pb.RangeRequest(key=self._key(), limit=self.random.choice([0, 0, 2]))
-        request.serializable = self.random.random() < 0.1
-        match self.random.randrange(3):
-            case 0:
-                request.range_end = request.key[:-1] + b"e"
-            case 1:
-                request.range_end = b"z"
-        if self.random.random() < 0.4:
-            request.revision = self.random.randrange(1, self.log.tip + 3)
-
-        def check(body: bytes) -> int:
-            answer = pb.RangeResponse.FromString(body)
-            assert not request.revision or request.revision >= sent.compacted, "compacted"
-            self._matches(request, answer)
-            self.reads.append(lambda: self._matches(request, answer))
-            return answer.header.revision
-
-        sent = self._sending(check, revision=request.revision, serializable=request.serializable)
-        self._note(self.process.kv.range, request, sent)
-
-    def _look(self) -> None:
-        """A Txn that only reads: two ranges, one picture."""
-        ranges = [pb.RangeRequest(key=self._key(), range_end=end) for end in (b"", b"z")]
-        request = pb.TxnRequest()
-        for each in ranges:
-            request.success.add().request_range.CopyFrom(each)
-
-        def matches(answer: pb.TxnResponse) -> None:
-            for each, response in zip(ranges, answer.responses, strict=True):
-                found = response.response_range
-                assert found.header.revision == answer.header.revision
-                self._matches(each, found)
-
-        def check(body: bytes) -> int:
-            answer = pb.TxnResponse.FromString(body)
-            matches(answer)
-            self.reads.append(lambda: matches(answer))
-            return answer.header.revision
-
-        self._note(self.process.kv.txn, request, self._sending(check))
-
-    def _compact(self) -> None:
-        revision = self.log.tip + 1 - self.random.choice([0, 1, 1, 2, 3, 5, 8])
-        request = pb.CompactionRequest(revision=revision, physical=self.random.random() < 0.5)
-
-        def check(body: bytes) -> int:
-            self.compacted = max(self.compacted, revision)
-            return pb.CompactionResponse.FromString(body).header.revision
-
-        sent = self._sending(check, revision=revision)
-        self.compaction_sent = max(self.compaction_sent, revision)
-        self._note(self.process.kv.compact, request, sent)
-
-    # -- the oracle --------------------------------------------------------------------------------
-
-    def _collect(self) -> None:
-        """Look at what was answered since the last step."""
-        waiting = self.sent
-        self.sent = [sent for sent in waiting if not sent.call.done]
-        for sent in waiting:
-            if sent.call.body is not None:
-                revision = sent.check(sent.call.body)
-                assert revision <= self.log.tip, "shown before it was durable"
-                assert revision >= sent.seen or sent.serializable, "what was shown stays seen"
-                self.seen = max(self.seen, revision)
-                self.counts["answered"] += 1
-            elif sent.call.failed is not None:
-                self._refusal(sent, sent.call.failed[1])
-
-    def _refusal(self, sent: Sent, text: str) -> None:
-        self.counts[text] += 1
-        match text:
-            case TooManyRequestsError.text:
-                self._check_refused_later(sent.value)
-            case CompactedError.text:
-                assert sent.revision <= self.compaction_sent, "someone asked for it"
-            case FutureRevisionError.text:
-                assert sent.revision > sent.seen, "no one has seen it"
-            case TimedOutError.text:
-                pass
-            case StoppedError.text:
-                assert self.faulty, "only broken storage stops it"
-            case _:
-                raise AssertionError(text)
-
-    def _check_refused_later(self, value: bytes) -> None:
-        """A definite no: ``value`` is not in the log and never will be."""
-        if value:
-            assert value not in self.log.values
-            self.log.refused.add(value)
-
-    def _written(self, put: pb.PutRequest, revision: int, sent: Sent) -> None:
-        assert revision > sent.seen, "a change is later than what was shown before it"
-        rows = [(row[2], row[6], row[5]) for row in self.log.revisions.get(revision, ())]
-        assert rows == [(put.key, put.value, put.lease)], "acknowledged, so in the log"
-
-    def _matches(self, request: pb.RangeRequest, answer: pb.RangeResponse) -> None:
-        at = request.revision or answer.header.revision
-        expected = self.log.range(request.key, request.range_end, at)
-        shown = expected[: request.limit] if request.limit else expected
-        assert _pairs(answer.kvs) == _shown(shown), f"the replay at {at}"
-        assert (answer.count, answer.more) == (len(expected), len(shown) < len(expected))
+    def _outlive_leases(self) -> None:
+        """All leases end if nobody renews them, and their keys with them."""
+        for _ in range(30):
+            self._run(self.processes[0], self.world.disks, rounds=4)
+        log, home = self.world.log, self.world.disks[HOME]
+        assert not home.leases, "leases end"
+        alive = log.range(*ALL, log.tip)
+        assert not [row for row in alive if row[5]], "and their keys with them"
 
     def _compare(self) -> None:
-        """The store, its disks and the log are one, at every revision that may be read."""
-        assert self.process.store.compact_revision == self.disks[0].compact_revision
-        first = max(self.compacted, self.process.store.compact_revision, 1)
-        for revision in (0, *range(first, self.process.commits.durable + 1)):
-            request = pb.RangeRequest(key=b"a", range_end=b"z", revision=revision)
-            call = serve(self.process.kv.range, request.SerializeToString())
-            while not call.done:
-                self._drain(1)
-            assert call.body is not None, call.failed
-            self._matches(request, pb.RangeResponse.FromString(call.body))
-        while any(drops.count for drops in self.process.compactor.drops):
-            self.process.tick(0.2)
-            self._drain(20)
-        self.process.turns.run_all()
-        self.steps.run_all()
-        versions = all_versions(self.process.store).values()
+        """The store, its databases and the log are one, at every revision that may be read."""
+        process, log, clients = self.processes[0], self.world.log, self.clients
+        self._run(process, self.world.disks, rounds=2)
+        store = process.store
+        assert store.compact_revision == self.world.disks[HOME].compact_revision
+        first = max(clients.compacted, store.compact_revision, 1)
+        later = [revision for revision in log.order if revision >= first]
+        for revision in (0, *self.random.sample(later, min(len(later), 5))):
+            sent = clients.read(process, *ALL, revision)
+            self._run(process, self.world.disks, rounds=1)
+            assert sent.call.body is not None, f"{revision}: {sent.call.failed}"
+        for _ in range(50):
+            if not process.dropping:
+                break
+            self._run(process, self.world.disks, rounds=1)
+        versions = all_versions(store).values()
         known = {(entry[0], entry[1]) for entries in versions for entry in entries}
-        assert known == {row for disk in self.disks for row in disk.rows}, "the index knows all"
-        assert known == self.log.kept(self.process.store.compact_revision), "no row too many"
+        stored = {row for disk in self.world.disks for row in disk.rows}
+        assert known == stored, "the index knows all"
+        assert known == log.kept(store.compact_revision), "no row too many"
+        assert not any(log.owed), "every shard has what was recorded for it"
+        home = self.world.disks[HOME]
+        assert not home.redo, "redo records are dropped"
+        alive = log.range(*ALL, log.tip)
+        assert {row[5] for row in alive} <= {0, *home.leases}, "keys end with their leases"
+
+    def _check_the_past(self) -> None:
+        """What was shown once is as true as it was."""
+        for read in self.clients.reads:
+            read()
+        self.clients.check_guards()
+        self.clients.leases.check_floors()
 
 
-def _shown(rows: Iterable[Row]) -> list[tuple[object, ...]]:
-    """Rows as a client sees them."""
-    return [(row[0], *row[2:]) for row in rows]
-
-
-def _pairs(pairs: Iterable[kv_pb2.KeyValue]) -> list[tuple[object, ...]]:
-    """KeyValues likewise."""
-    return [(p.mod_revision, p.key, p.create_revision, p.version, p.lease, p.value) for p in pairs]
-
-
-def run(seed: int, *, shards: int = 1) -> Counter[str]:
-    """Live through one seed, with a history of small blocks; what happened, counted."""
-    with patch.object(history, "BLOCK_CHANGES", 4):
+def run(seed: int, *, shards: int = 3) -> Counter[str]:
+    """Live through one seed, with small blocks of history and small reservations; what happened,
+    counted.
+    """
+    with (
+        patch.object(history, "BLOCK_CHANGES", 4),
+        patch.object(reservation, "AHEAD", AHEAD),
+        patch.object(opening, "AHEAD", AHEAD),
+    ):
         return Simulation(seed, shards=shards).run()

@@ -1,230 +1,174 @@
-"""The world of the simulation: disks that log what is committed, storage that fails in every way
-that ``backend.Outcome`` knows, and a process that recovers from what the disks hold.
+"""The world of the simulation: databases that are slow, hang, die, return, or are replaced, and
+whose commit points write the log.
+
+A database does what it was asked in **steps** that wait until the simulation runs one, in any
+order; its answer then waits in the loop of the process that asked. So a process that is paused
+hears nothing while its database goes on working, and what a dead one had asked for may still be
+done, unless another has raised the epoch. How it fails is told in ``sim_backend``.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from heapq import merge
+from copy import copy
+from dataclasses import fields
 from random import Random
+from typing import TYPE_CHECKING, Any
 
-from backends.memory import MemoryBackend, MemoryDisk, Steps
-from kvstore.backend import Batch, CommitResult, IndexRow, Outcome, Row, RowId
+from backends.memory import MemoryDisk, Steps
+from kvstore.backend import (
+    Batch,
+    CommitResult,
+    Outcome,
+)
 from kvstore.clock import ManualClock
-from kvstore.commit import Commits
-from kvstore.compaction import Compactor
-from kvstore.config import CommitConfig, CompactionConfig, RequestConfig, StoreConfig
-from kvstore.errors import BackendError
-from kvstore.kv import Header
-from kvstore.rpc.kv import KvService
-from kvstore.shard import ShardMap
-from kvstore.store import Store
-from tests.stack import FixedLeases, NoHub, run_now
+from kvstore.shard import HOME, ShardMap
+from tests.sim_log import Log
 
-LEASE = 7
-COMMIT = CommitConfig(batch_rows_max=3, queue_rows_max=5)
-STORE = StoreConfig(cache_bytes_max=100, recent_bytes_max=500, read_chunk_keys=2, fetch_rows_max=3)
-COMPACTION = CompactionConfig(step_keys=2, drop_rows_max=3)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.sim_backend import SimBackend
+
+NAMES = ("core", "events", "agents")
 ROUTES = {b"x/": 1, b"y/": 2}
 
 
-class Log:
-    """What has been committed, as it was committed."""
+class SimDisk(MemoryDisk):
+    """One shard's database."""
 
-    def __init__(self) -> None:
-        self.revisions: dict[int, list[Row]] = {}
-        self.versions: dict[bytes, list[Row]] = {}
-        self.values: set[bytes] = set()
-        self.refused: set[bytes] = set()
-        self.tip = 1
-
-    def add(self, rows: Sequence[Row], tip_before: int) -> None:
-        """A batch passed its commit point."""
-        for revision in {row[0] for row in rows}:
-            assert revision not in self.revisions, f"revision {revision} was issued twice"
-        for row in rows:
-            revision, _, key, create, version, lease, value = row
-            assert revision > tip_before, "revisions of a shard increase"
-            chain = self.versions.setdefault(key, [])
-            before = chain[-1] if chain else None
-            alive = before is not None and before[4] > 0
-            if version == 0:
-                assert alive, "only a live key is deleted"
-                assert (create, lease, value) == (0, 0, b"")
-            else:
-                expected = (before[3], before[4] + 1) if before and alive else (revision, 1)
-                assert (create, version) == expected, f"{key!r} at {revision} continues its chain"
-                assert value not in self.values, f"{value!r} was written twice"
-                assert value not in self.refused, f"{value!r} was refused"
-                self.values.add(value)
-            chain.append(row)
-            self.revisions.setdefault(revision, []).append(row)
-            self.tip = max(self.tip, revision)
-
-    def at(self, key: bytes, revision: int) -> Row | None:
-        """The version of ``key`` that ``revision`` sees, None if it is not alive then."""
-        seen = next((row for row in reversed(self.versions.get(key, ())) if row[0] <= revision), ())
-        return seen if seen and seen[4] else None
-
-    def range(self, key: bytes, end: bytes, revision: int) -> list[Row]:
-        """Live versions of a range at ``revision``, in key order."""
-        inside = sorted(k for k in self.versions if k == key or key < k < end)
-        return [row for row in (self.at(k, revision) for k in inside) if row is not None]
-
-    def kept(self, compacted: int) -> set[RowId]:
-        """Rows that a compaction leaves: later ones, its own, and what its revision sees."""
-        rows = [row for chain in self.versions.values() for row in chain]
-        return {(r[0], r[1]) for r in rows if r[0] >= compacted or self.at(r[2], compacted) is r}
-
-
-class LoggedDisk(MemoryDisk):
-    """A disk whose commit point writes the log."""
-
-    def __init__(self, number: int, log: Log) -> None:
-        super().__init__(shard=str(number))
-        self.log = log
+    def __init__(self, number: int, world: "World") -> None:
+        super().__init__(shard=NAMES[number], origin=f"system {number}, timeline 1")
+        self.number = number
+        self.world = world
+        self.steps = Steps()
+        self.hung: deque[Callable[[], None]] = deque()
+        """What is stuck until somebody lets it go."""
+        self.late_reads: deque[Callable[[], None]] | None = None
+        """Reads that wait while it is one of them; None: they are done as ever."""
+        self.rate = 0.0
+        """How often things go wrong here."""
+        self.frozen = False
+        """It does nothing, and nobody is told so."""
+        self.down = False
+        """Nobody is there."""
+        self.owner: SimBackend | None = None
+        self.led = False
+        """The lease was taken and not given back."""
+        self.renewals = 0
+        self.right: dict[str, Any] | None = None
+        """What it should hold, while it is replaced by something else."""
+        self.incarnation = 0
+        """Grows when something else takes its place; connections to what was there are broken."""
+        self.users: list[SimBackend] = []
+        """Backends of living processes that have opened it."""
 
     def store(self, batch: Batch, epoch: int) -> CommitResult:
         """The commit point."""
         tip_before = self.tip
         result = super().store(batch, epoch)
         if result.outcome is Outcome.COMMITTED:
-            self.log.add(batch.rows, tip_before)
+            self.world.judge(self, batch, tip_before)
         return result
-
-
-@dataclass
-class Faults:
-    """How often things go wrong; 0 is never, and what was held back then goes on."""
-
-    random: Random
-    rate: float
-    hung: deque[Callable[[], None]] = field(default_factory=deque)
 
     def fate(self, *fates: str) -> str:
         """What happens now: "well", or one of ``fates``."""
-        return self.random.choice(fates) if self.random.random() < self.rate else "well"
+        random = self.world.random
+        if self.rate and random.random() < self.rate:
+            return random.choice(fates)
+        return "well"
+
+    def step(self) -> bool:
+        """Do any one thing that was asked for; False when there was none, or it is frozen."""
+        waiting = self.steps.waiting
+        if self.frozen or not waiting:
+            return False
+        waiting.rotate(self.world.random.randrange(len(waiting)))
+        return self.steps.run_next()
+
+    def fall(self) -> None:
+        """Nobody is there any more; some of those who use it notice at once."""
+        self.down = True
+        self.world.let_go(self)
+        for user in self.users:
+            if self.world.random.random() < 0.5:
+                user.notice()
+
+    def rise(self) -> None:
+        """It is back; those who had noticed that it was away come again."""
+        self.down = self.frozen = False
+        for user in self.users:
+            user.come_back()
+
+    @property
+    def held(self) -> bool:
+        """Is the one that has taken it last still there?"""
+        return self.owner is not None
+
+    def copy(self) -> dict[str, Any]:
+        """A copy of all that is stored."""
+        return {each.name: copy(getattr(self, each.name)) for each in fields(MemoryDisk)}
+
+    def replace(self, other: dict[str, Any]) -> None:
+        """Put something else in the place of what is stored."""
+        self._break_connections()
+        self.right = self.copy()
+        self._restore(other)
+
+    def put_right(self) -> None:
+        """Put back what was there before it was replaced."""
+        if self.right is not None:
+            self._break_connections()
+            self._restore(self.right)
+            self.right = None
+
+    def _break_connections(self) -> None:
+        """Nothing of what was asked for is done any more."""
+        self.world.let_go(self)
+        down, self.down = self.down, True
+        self.steps.run_all()
+        self.down = down
+        self.incarnation += 1
+
+    def _restore(self, other: dict[str, Any]) -> None:
+        for name, value in other.items():
+            setattr(self, name, copy(value))
 
 
-class FaultyBackend(MemoryBackend):
-    """Storage that may be slow, say no, lose its answer, hang, or break."""
+class World:
+    """What outlives a process: time, databases, the log."""
 
-    def __init__(self, disk: MemoryDisk, *, later: Steps, faults: Faults) -> None:
-        super().__init__(disk, later=later)
-        self._faults = faults
-
-    def commit(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        """Commit ``batch``, or not."""
-        fates = ("refused", "refused", "lost", "lost", "late", "late", "hang", "hang", "broken")
-        epoch = self._epoch
-        match self._faults.fate(*fates):
-            case "refused":
-                self._end(Outcome.NOT_COMMITTED, done)
-            case "lost":
-                self._end(Outcome.UNKNOWN, done)
-            case "late":
-                # On its way although nobody listens any more, perhaps beyond the process's end.
-                self._later(lambda: self._store(batch, epoch))
-                self._end(Outcome.UNKNOWN, done)
-            case "hang":
-                self._faults.hung.append(lambda: MemoryBackend.commit(self, batch, done))
-            case "broken":
-                if self._faults.random.random() < 0.5:
-                    self._step(lambda: self._store(batch, epoch))
-                self._end(Outcome.BROKEN, done)
-            case _:
-                super().commit(batch, done)
-
-    def resolve(self, batch: Batch, done: Callable[[CommitResult], None]) -> None:
-        """Say what became of ``batch``, or not yet."""
-        match self._faults.fate("lost", "hang"):
-            case "lost":
-                self._end(Outcome.UNKNOWN, done)
-            case "hang":
-                self._faults.hung.append(lambda: MemoryBackend.resolve(self, batch, done))
-            case _:
-                super().resolve(batch, done)
-
-    def read_values(
-        self, ids: Sequence[RowId], done: Callable[[list[bytes | None] | BackendError], None]
-    ) -> None:
-        """The values, perhaps much later, or an error."""
-        match self._faults.fate("broken", "hang", "hang", "hang"):
-            case "broken":
-                self._step(lambda: done(BackendError("cannot read")))
-            case "hang":
-                self._faults.hung.append(lambda: MemoryBackend.read_values(self, ids, done))
-            case _:
-                super().read_values(ids, done)
-
-    def _store(self, batch: Batch, epoch: int) -> None:
-        self.disk.store(batch, epoch)
-
-    def _end(self, outcome: Outcome, done: Callable[[CommitResult], None]) -> None:
-        self._step(lambda: done(CommitResult(outcome, "simulated")))
-
-
-class Process:
-    """One life of the server over ``disks``."""
-
-    def __init__(self, disks: Sequence[MemoryDisk], steps: Steps, faults: Faults) -> None:
-        self.turns = Steps()
+    def __init__(self, random: Random, *, shards: int, locks: bool) -> None:
+        self.random = random
         self.clock = ManualClock()
-        self.lost = False
-        self.backends = [FaultyBackend(disk, later=steps, faults=faults) for disk in disks]
-        fences = [run_now(backend.open()) for backend in self.backends]
-        self.commits = Commits(
-            list(zip(self.backends, fences, strict=True)),
-            clock=self.clock,
-            config=COMMIT,
-            call_soon=self.turns,
-            call_later=lambda _, step: self.turns(step),
-        )
-        self.commits.on_broken = self._broken
-        routes = {prefix: shard for prefix, shard in ROUTES.items() if shard < len(disks)}
-        shards = ShardMap(routes)
-        self.store = Store(self.commits, shards, FixedLeases({LEASE}), NoHub(), STORE)
-        self.store.compact_revision = fences[0].compact_revision
-        self.compactor = Compactor(self.store, COMPACTION, self.turns, lambda: None)
-        self.kv = KvService(
-            self.store,
-            self.compactor,
-            Header(cluster_id=1, member_id=2, raft_term=3),
-            request=RequestConfig(),
-            reads=STORE,
-            call_soon=self.turns,
-        )
+        self.locks = locks
+        self.routes = {prefix: number for prefix, number in ROUTES.items() if number < shards}
+        self.shards = ShardMap(self.routes)
+        self.log = Log(NAMES[:shards], self._owner)
+        self.returned = 0
+        """Missing shards that came back."""
+        self.disks = [SimDisk(number, self) for number in range(shards)]
 
-    def load(self, rows_max: int = 1 << 30) -> None:
-        """Recover; an interrupted recovery gets as far as ``rows_max``."""
-        shards: list[list[IndexRow]] = []
-        for backend in self.backends:
-            shards.append([])
-            run_now(backend.load_index(shards[-1].extend))
-        of = self.store.shards.of
-        left = self.store.load_rows(list(merge(*shards))[:rows_max])
-        owner = {row[:2]: of(row[2]) for rows in shards for row in rows}
-        self.compactor.recover([row for row in left if owner[row] == 0])
-        for number, drops in enumerate(self.compactor.drops[1:], start=1):
-            drops.add([row for row in left if owner[row] == number])
+    def _owner(self, key: bytes) -> int:
+        """By the map of now."""
+        return self.shards.of(key)
 
-    def tick(self, seconds: float) -> None:
-        """Time goes by."""
-        self.clock.advance(seconds)
-        self.commits.tick()
-        self.compactor.tick()
+    def reroute(self) -> None:
+        """The shards that are not home take each other's keys, from the next start on."""
+        turned = dict(zip(self.routes, reversed(self.routes.values()), strict=True))
+        self.routes, self.shards = turned, ShardMap(turned)
 
-    def evict(self) -> None:
-        """Values leave memory."""
-        index = self.store.index
-        for chunk in index._chunks:
-            chunk.hot = False
-        index.evict(0, self.commits.visible(self.store.shards.all))
+    def judge(self, disk: SimDisk, batch: Batch, tip_before: int) -> None:
+        """A batch was stored: log it, and look at what it says about other shards."""
+        home = self.disks[HOME]
+        now = self.clock.now
+        self.log.committed(disk.number, batch, tip_before, home.leases, now)
+        if len(self.disks) > 1 and batch.rows:
+            assert batch.rows[-1][0] <= home.reserved, "issued after it was reserved"
+        for each in self.disks:
+            record = batch.records.get(NAMES[each.number])
+            ahead = record is not None and each.right is None and record.tip > each.tip
+            assert not ahead, f"{record} is ahead of its shard"
 
-    def crash(self) -> None:
-        """Die without a word."""
-        for backend in self.backends:
-            backend.crash()
-
-    def _broken(self, shard: int, reason: str) -> None:
-        self.lost = True
+    def let_go(self, disk: SimDisk) -> None:
+        """What hung goes on."""
+        while disk.hung:
+            disk.hung.popleft()()

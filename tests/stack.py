@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
-from kvstore.backend import RowId
+from kvstore.answers import Answer
+from kvstore.backend import IndexRow, RowId
 from kvstore.clock import ManualClock
 from kvstore.commit import Commits
 from kvstore.compaction import Compactor
@@ -66,7 +67,7 @@ class FixedLeases:
         """Is it one of ours?"""
         return lease in self.ids
 
-    def attach(self, lease: int, key: bytes) -> None:
+    def attach(self, lease: int, key: bytes, revision: int) -> None:
         """Remember it."""
         assert key not in self.attached, "a key has one lease"
         self.attached[key] = lease
@@ -74,6 +75,10 @@ class FixedLeases:
     def detach(self, lease: int, key: bytes) -> None:
         """Forget it."""
         assert self.attached.pop(key) == lease, "detached from the lease it had"
+
+    def after_absence(self, lease: int, answer: Answer) -> None:
+        """It was never there."""
+        answer.reply(b"")
 
 
 class PromptReads(MemoryBackend):
@@ -125,9 +130,11 @@ class Answered:
         return self.body is not None or self.failed is not None
 
 
-def serve(method: Callable[[bytes, Call], bytes | None], payload: bytes) -> Answered:
+def serve(
+    method: Callable[[bytes, Call], bytes | None], payload: bytes, call: Answered | None = None
+) -> Answered:
     """Send one unary request; it may be answered later, when commits have been run."""
-    call = Answered()
+    call = call or Answered()
     try:
         body = method(payload, call)
     except StatusError as error:
@@ -172,7 +179,8 @@ class Stack:
         self.compactor = Compactor(
             self.store, CompactionConfig(step_keys=2, drop_rows_max=3), self.turns, lambda: None
         )
-        self._load(fences[0].compact_revision)
+        for shard, opened in enumerate(self.backends):
+            self._load(shard, opened)
         self.kv = KvService(
             self.store,
             self.compactor,
@@ -182,12 +190,14 @@ class Stack:
             call_soon=self.turns,
         )
 
-    def _load(self, compact_revision: int) -> None:
-        self.store.compact_revision = compact_revision
+    def _load(self, shard: int, opened: MemoryBackend) -> None:
         left: list[RowId] = []
-        for opened in self.backends:
-            run_now(opened.load_index(lambda rows: left.extend(self.store.load_rows(rows))))
-        self.compactor.recover(left)
+
+        def sink(rows: list[IndexRow]) -> None:
+            left.extend(self.store.load_rows(shard, rows))
+
+        run_now(opened.load_index(sink))
+        self.compactor.recover(shard, left)
 
     def turn(self) -> None:
         """Let everything run that waits for a turn of the loop, commits excepted."""

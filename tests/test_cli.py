@@ -13,8 +13,11 @@ import pytest
 
 from kvstore import cli
 from kvstore.config import Config
+from kvstore.databases import DATABASE
+from kvstore.flags import parse_duration
 from kvstore.memory import memory_limit
 from kvstore.options import ServeOptions, TransportKind
+from kvstore.server import Server
 from tests.backends.raw import raw
 from tests.program import Program, get, put, run, serving, url
 from tests.transport.certificates import Authority, lock
@@ -30,7 +33,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Served]:
             monkeypatch.delenv(name)
     seen: list[Served] = []
 
-    def record(_: object, config: Config, options: ServeOptions, **__: object) -> int:
+    def record(*given: object, **__: object) -> int:
+        config, options = given[2:]
+        assert isinstance(config, Config)
+        assert isinstance(options, ServeOptions)
         seen.append((config, options))
         return 0
 
@@ -58,6 +64,7 @@ class TestFlags:
         assert options.tls is None
         assert config.request == Config().request
         assert config.watch.progress_interval == 600
+        assert config.commit == Config().commit
         assert config.store.cache_bytes_max == memory_limit() // 4
 
     @pytest.mark.parametrize(
@@ -114,6 +121,11 @@ class TestFlags:
         assert served("--cache-bytes=1000")[0].store.cache_bytes_max == 1000
         assert served(KVSTORE_CACHE_BYTES="2000")[0].store.cache_bytes_max == 2000
 
+    def test_shard_timeout(self, served: Callable[..., Served]) -> None:
+        """Likewise the time that a stuck shard is given."""
+        assert served("--shard-timeout=1m30s")[0].commit.shard_timeout == 90
+        assert served(KVSTORE_SHARD_TIMEOUT="500ms")[0].commit.shard_timeout == 0.5
+
     def test_several_urls(self, served: Callable[..., Served]) -> None:
         """URLs are separated by commas; advertised ones are passed on as they are."""
         _, options = served(
@@ -130,14 +142,14 @@ class TestFlags:
 )
 def test_durations(text: str, seconds: float) -> None:
     """Durations are Go's."""
-    assert cli.parse_duration(text) == pytest.approx(seconds)
+    assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "-1s", "1s ", "1d", "1s2", "s1"])
 def test_durations_that_are_none(text: str) -> None:
     """What Go refuses is refused, and negative times with it."""
     with pytest.raises(ValueError, match="duration"):
-        cli.parse_duration(text)
+        parse_duration(text)
 
 
 def refused(*words: str, options: tuple[str, ...] = (), **extra: str) -> str:
@@ -181,9 +193,19 @@ HTTPS = ["--listen-client-urls=https://127.0.0.1:0", "--cert-file=c.pem", "--key
     ],
 )
 def test_wrong_flags(
-    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    named: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each mistake is one line on stderr that names it, exit code 2, and nothing on disk."""
+
+    async def serve(_: Server) -> int:
+        """Nobody would stop it."""
+        return 0
+
+    monkeypatch.setattr(Server, "serve", serve)
     data = tmp_path / "data"
     flags = ["--data-dir", str(data)] if words[:1] == ["serve"] else []
     assert cli.main([*words[:1], *flags, *words[1:]]) == cli.EXIT_REFUSED
@@ -256,10 +278,10 @@ class TestWhatIsInTheWay:
     @pytest.mark.parametrize("content", [b"not a database", b"SQLite format 3\0" + bytes(4080)])
     def test_foreign_file(self, tmp_path: Path, content: bytes) -> None:
         """A file of our name that is not ours is refused and not touched, nor is anything added."""
-        (tmp_path / cli.DATABASE).write_bytes(content)
-        assert cli.DATABASE in refused("serve", "--data-dir", str(tmp_path), URL)
-        assert (tmp_path / cli.DATABASE).read_bytes() == content
-        assert [path.name for path in tmp_path.iterdir()] == [cli.DATABASE]
+        (tmp_path / DATABASE).write_bytes(content)
+        assert DATABASE in refused("serve", "--data-dir", str(tmp_path), URL)
+        assert (tmp_path / DATABASE).read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir()] == [DATABASE]
 
     def test_data_of_etcd(self, tmp_path: Path) -> None:
         """A data directory of etcd is not taken for an empty one."""
@@ -314,7 +336,7 @@ def test_help() -> None:
     assert code == 0
     for flag in cli.serve.params:
         assert flag.opts[0] in stdout
-        assert str(flag.envvar) in stdout
+        assert str(flag.envvar or "") in stdout
 
 
 @pytest.mark.slow
@@ -447,7 +469,7 @@ class TestCheck:
                 for number in range(3):
                     put(channel, b"k", b"%d" % number)
             assert program.stop() == 0
-        with raw(tmp_path / cli.DATABASE) as connection:
+        with raw(tmp_path / DATABASE) as connection:
             connection.execute("DELETE FROM revisions WHERE revision = 3")
         code, stdout, _ = run("check", "--data-dir", str(tmp_path))
         assert code == 1
@@ -456,5 +478,5 @@ class TestCheck:
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         """A directory without a store is refused, and stays without."""
-        assert cli.DATABASE in refused("check", "--data-dir", str(tmp_path))
+        assert DATABASE in refused("check", "--data-dir", str(tmp_path))
         assert list(tmp_path.iterdir()) == []

@@ -443,6 +443,17 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.pass_time(seconds)
         self.outs += any(queue.out for queue in self.world.commits.queues)
 
+    @rule(shards=SHARDS)
+    def lose(self, shards: tuple[int, ...]) -> None:
+        """A backend knows that its database is out of reach."""
+        self.world.commits.lost(self.touched(shards)[-1], "away")
+        self.outs += 1
+
+    @rule(shards=SHARDS)
+    def find(self, shards: tuple[int, ...]) -> None:
+        """It is back."""
+        self.world.commits.found(self.touched(shards)[-1])
+
     @invariant()
     def shown_is_durable(self) -> None:
         """Frontiers and durable are what the disks say; answers are due, and due ones are

@@ -13,6 +13,7 @@ from kvstore.compaction import Drops
 from kvstore.fetch import Holds
 from kvstore.pb import rpc_pb2 as pb
 from tests.stack import Answered, Stack, serve
+from tests.watch_world import World
 
 RowId = tuple[int, int]
 
@@ -121,13 +122,13 @@ def test_rows_wait_in_one_piece_per_step() -> None:
     engine = Stack([MemoryDisk()])
     for n in range(40):
         change(engine, b"%d" % (n % 20))
-    hold = engine.store.holds.begin()
+    hold = engine.store.holds.begin(0)
     compact(engine, 41)
     finish(engine)
     drops = engine.compactor.drops[0]
     assert drops.count == 20
     assert len(drops._waiting) <= 10, "two keys a step"
-    engine.store.holds.end(hold)
+    engine.store.holds.end(0, hold)
 
 
 def test_each_key_is_handed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,11 +161,11 @@ def test_a_fetch_holds_back_rows() -> None:
     engine = Stack([disk])
     for _ in range(5):
         change(engine, b"a")
-    hold = engine.store.holds.begin()
+    hold = engine.store.holds.begin(0)
     compact(engine, 6)
     finish(engine)
     assert len(disk.rows) == 5
-    engine.store.holds.end(hold)
+    engine.store.holds.end(0, hold)
     finish(engine)
     assert set(disk.rows) == {(6, 0)}
 
@@ -191,7 +192,7 @@ def test_a_crash_between_loses_nothing() -> None:
 def test_drops_leave_in_order_and_measure(adds: list[int], batches: list[int]) -> None:
     """Oldest first, no more per batch than allowed, and all of them in the end."""
     holds = Holds()
-    drops = Drops(holds, 20)
+    drops = Drops(0, holds, 20)
     rows: list[RowId] = []
     for n, size in enumerate(adds):
         added = [(n, sub) for sub in range(size)]
@@ -209,11 +210,88 @@ def test_drops_leave_in_order_and_measure(adds: list[int], batches: list[int]) -
 def test_drops_wait_for_older_holds_only() -> None:
     """A hold that began after the rows fell out keeps nothing back."""
     holds = Holds()
-    drops = Drops(holds, 20)
-    older = holds.begin()
+    drops = Drops(0, holds, 20)
+    older = holds.begin(0)
     drops.add([(1, 0)])
-    younger = holds.begin()
+    younger = holds.begin(0)
     assert drops.take(0) == []
-    holds.end(older)
+    holds.end(0, older)
     assert drops.take(0) == [(1, 0)]
-    holds.end(younger)
+    holds.end(0, younger)
+
+
+def test_a_stuck_shard_keeps_no_compaction_waiting() -> None:
+    """While a commit of another shard hangs, a compaction takes effect, and refusals are given:
+    they rest on what the home shard has.
+    """
+    world = World(routes={b"b": 1})
+    for key in (b"a", b"b", b"a", b"b"):
+        world.put(key)
+        world.settle()
+    world.put(b"b")
+    first, second, future = Answered(), Answered(), Answered()
+    for revision, answer in ((4, first), (4, second), (6, future)):
+        world.compactor.compact(revision, physical=False, answer=answer, body=b"")
+    world.turns.run_all()
+    world.disks[0].run_all()
+    world.turns.run_all()
+    assert first.body is not None
+    assert second.failed == (errors.CompactedError.code, errors.CompactedError.text)
+    assert future.failed == (errors.FutureRevisionError.code, errors.FutureRevisionError.text)
+    assert world.store.compact_revision == 4
+    world.disks[0].run_all()
+    assert set(world.backends[0].disk.rows) == {(4, 0)}
+    assert set(world.backends[1].disk.rows) == {(3, 0), (5, 0)}
+
+
+def test_physical_waits_for_a_shard_that_is_behind() -> None:
+    """Rows are gone when they are gone from every shard."""
+    world = World(routes={b"b": 1})
+    for key in (b"b", b"b", b"a"):
+        world.put(key)
+        world.settle()
+    stuck = world.put(b"b")
+    world.turns.run_all()
+    world.put(b"a")
+    answer = Answered()
+    for _ in range(3):
+        world.turns.run_all()
+        world.disks[0].run_all()
+    world.compactor.compact(6, physical=True, answer=answer, body=b"")
+    for _ in range(3):
+        world.turns.run_all()
+        world.disks[0].run_all()
+        world.compactor.tick()
+    assert set(world.backends[0].disk.rows) == {(6, 0)}
+    assert not answer.done
+    for _ in range(3):
+        world.settle()
+        world.compactor.tick()
+    assert set(world.backends[1].disk.rows) == {(stuck, 0)}
+    assert answer.body is not None
+
+
+@pytest.mark.parametrize("stuck", [True, False])
+def test_physical_does_not_wait_for_a_shard_that_is_out(*, stuck: bool) -> None:
+    """Rows are gone from all that are there; from that one when it is back."""
+    world = World(routes={b"b": 1})
+    for key in (b"b", b"b", b"a", b"a"):
+        world.put(key)
+        world.settle()
+    if stuck:
+        world.put(b"b")
+    world.commits.lost(1, "away")
+    answer = Answered()
+    world.compactor.compact(5, physical=True, answer=answer, body=b"")
+    for _ in range(3):
+        world.turns.run_all()
+        world.disks[0].run_all()
+        world.compactor.tick()
+    assert set(world.backends[0].disk.rows) == {(5, 0)}
+    assert set(world.backends[1].disk.rows) == {(2, 0), (3, 0)}
+    assert answer.body is not None
+    world.commits.found(1)
+    for _ in range(3):
+        world.settle()
+        world.compactor.tick()
+    assert (2, 0) not in world.backends[1].disk.rows

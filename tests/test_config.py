@@ -15,9 +15,10 @@ SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(co
 
 
 def bounds() -> list[tuple[str, str, float]]:
-    """Section, name and number of every bound."""
+    """Section, name and number of every bound; what is on or off bounds nothing."""
     sections = dataclasses.asdict(config.Config()).items()
-    return [(name, field, number) for name, bounds in sections for field, number in bounds.items()]
+    every = [(name, field, value) for name, bounds in sections for field, value in bounds.items()]
+    return [bound for bound in every if not isinstance(bound[2], bool)]
 
 
 def undocumented(text: str) -> list[str]:

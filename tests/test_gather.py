@@ -14,16 +14,22 @@ def world() -> World:
     return World(config=CommitConfig(gather_waiters_min=8, gather_interval=INTERVAL))
 
 
-def write(world: World, count: int) -> None:
+def write(world: World, count: int, shard: int = 0) -> None:
     """So many clients write, and the turn ends."""
     for _ in range(count):
-        world.write()
+        world.write(shard)
     world.turns.run_all()
 
 
-def batches(world: World) -> list[int]:
+def pass_interval(world: World) -> None:
+    """The oldest timer runs out, and the turn ends."""
+    world.timers.pop(0)[1]()
+    world.turns.run_all()
+
+
+def batches(world: World, shard: int = 0) -> list[int]:
     """How many rows each commit had so far."""
-    return [len(revisions(batch)) for batch in world.backends[0].batches]
+    return [len(revisions(batch)) for batch in world.backends[shard].batches]
 
 
 def test_those_who_were_answered_form_one_batch(world: World) -> None:
@@ -47,15 +53,16 @@ def test_gathering_has_an_end(world: World) -> None:
     write(world, 1)
     world.end()
     assert batches(world) == [10]
-    world.timers.pop()[1]()
+    pass_interval(world)
     assert batches(world) == [10, 1]
+    assert world.timers == []
 
 
 def test_gathering_ends_with_nobody(world: World) -> None:
     """Nobody comes: nothing is committed, and who comes after the interval does not wait."""
     write(world, 10)
     world.end()
-    world.timers.pop()[1]()
+    pass_interval(world)
     assert batches(world) == [10]
     write(world, 1)
     assert batches(world) == [10, 1]
@@ -67,11 +74,10 @@ def test_a_timer_that_is_late_ends_no_other_gathering(world: World) -> None:
     world.end()
     write(world, 9)
     world.end()
+    pass_interval(world)
     write(world, 1)
-    late, due = (step for _, step in world.timers)
-    late()
     assert batches(world) == [10, 9]
-    due()
+    pass_interval(world)
     assert batches(world) == [10, 9, 1]
 
 
@@ -102,3 +108,80 @@ def test_a_retry_is_not_held_back(world: World) -> None:
     world.pass_time(1.0)
     assert batches(world) == [10, 10]
     assert world.timers == []
+
+
+@pytest.fixture
+def three() -> World:
+    """Three shards; eight answers are many for each."""
+    return World(3, config=CommitConfig(gather_waiters_min=24, gather_interval=INTERVAL))
+
+
+def test_shards_that_answered_start_together(three: World) -> None:
+    """All are held until most of all who were answered are there, on whichever shard."""
+    for shard in range(3):
+        write(three, 8, shard)
+    for shard in range(3):
+        three.end(shard=shard)
+    write(three, 15, 0)
+    write(three, 5, 1)
+    assert [batches(three, shard) for shard in range(3)] == [[8], [8], [8]]
+    write(three, 1, 2)
+    assert [batches(three, shard) for shard in range(3)] == [[8, 15], [8, 5], [8, 1]]
+    assert [seconds for seconds, _ in three.timers] == [INTERVAL]
+
+
+def test_whoever_goes_on_elsewhere_is_counted(three: World) -> None:
+    """The awaited come to a shard that is not held; the held one starts."""
+    write(three, 8, 0)
+    three.end(shard=0)
+    write(three, 1, 0)
+    write(three, 5, 1)
+    assert batches(three, 0) == [8]
+    assert batches(three, 1) == [5]
+    write(three, 1, 1)
+    assert batches(three, 0) == [8, 1]
+
+
+def test_a_shard_with_few_is_not_held(three: World) -> None:
+    """Its clients do not wait for the many of another."""
+    write(three, 8, 0)
+    write(three, 7, 1)
+    three.end(shard=0)
+    three.end(shard=1)
+    write(three, 1, 1)
+    assert batches(three, 1) == [7, 1]
+    assert batches(three, 0) == [8]
+
+
+def test_nobody_waits_for_a_shard_that_hangs(three: World) -> None:
+    """Its clients have not been answered, and are not awaited."""
+    write(three, 100, 1)
+    write(three, 8, 0)
+    three.end(shard=0)
+    write(three, 7, 0)
+    assert batches(three, 0) == [8, 7]
+
+
+def test_a_broken_shard_that_was_held_is_left_alone(three: World) -> None:
+    """Nothing of it is committed when the gathering ends, and the others go on."""
+    for shard in range(2):
+        write(three, 8, shard)
+    for shard in range(2):
+        three.end(shard=shard)
+    write(three, 1, 1)
+    three.commits.give_up(1, "unreadable")
+    write(three, 13, 0)
+    assert batches(three, 0) == [8, 13]
+    assert batches(three, 1) == [8]
+
+
+def test_many_shards_have_no_smaller_part_than_a_quarter() -> None:
+    """One client on one of many shards is not many."""
+    many = World(20, config=CommitConfig(gather_waiters_min=16, gather_interval=INTERVAL))
+    for answered, held in ((3, False), (4, True)):
+        write(many, answered, 5)
+        many.end(shard=5)
+        write(many, 1, 5)
+        assert (len(many.timers) > 0) is held
+        if not held:
+            many.end(shard=5)

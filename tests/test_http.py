@@ -30,12 +30,17 @@ class FakeHealth:
     raised: list[str] = field(default_factory=list)
     serializable: str | None = None
     linearizable: str | None = None
+    parts: dict[str, str | None] = field(default_factory=dict)
     waiting: list[Verdict] | None = None
     """Verdicts that wait for the test, if it wants them to."""
 
     def alarms(self) -> Sequence[str]:
         """Those raised."""
         return self.raised
+
+    def shards(self) -> dict[str, str | None]:
+        """What is wrong with each."""
+        return self.parts
 
     def check_read(self, verdict: Verdict, *, serializable: bool) -> None:
         """Answer at once, or when the test says."""
@@ -51,7 +56,9 @@ class Pages:
     def __init__(self, health: FakeHealth | None = None) -> None:
         self.store = health or FakeHealth()
         self.health = HealthRoutes(self.store)
-        self.clients, self.metrics = make_routes(self.health, lambda: b"some_metric 1\n")
+        self.clients, self.metrics = make_routes(
+            self.health, lambda: b"some_metric 1\n", lambda: b'{"shards":[]}'
+        )
         self.late: list[HttpResponse] = []
 
     def ask(
@@ -97,6 +104,7 @@ class Pages:
         ("/readyz/linearizable_read?verbose", "[+]linearizable_read ok\nok\n"),
         ("/version", '{"etcdserver":"3.6.16","etcdcluster":"3.6.0","storage":"3.6.0"}'),
         ("/metrics", "some_metric 1\n"),
+        ("/shards", '{"shards":[]}'),
     ],
 )
 def test_everything_is_well(target: str, body: str) -> None:
@@ -198,6 +206,42 @@ class TestTrouble:
         assert pages.health.results["readyz", "linearizable_read", "error"] == 1
         assert pages.health.latest["readyz", "linearizable_read"] == 0
         assert pages.health.latest["readyz", "non_learner"] == 1
+
+
+class TestShards:
+    """Of several shards one may be out: that is told, and takes nothing out of service."""
+
+    def test_degraded(self) -> None:
+        """200 with all checks, asked for or not; alone a shard that is out is a 503."""
+        pages = Pages(FakeHealth(parts={"core": None, "events": "out: nobody is there"}))
+        expected = (
+            "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n"
+            "[+]non_learner ok\n[+]shard_core ok\n"
+            "[-]shard_events failed: out: nobody is there\nok (degraded)\n"
+        )
+        assert pages.get("/readyz") == (200, GUARDED, expected)
+        assert pages.get("/readyz?verbose") == (200, GUARDED, expected)
+        assert pages.get("/readyz?exclude=shard_events") == (200, GUARDED, "ok\n")
+        assert pages.get("/readyz/shard_core") == (200, GUARDED, "ok\n")
+        status, _, body = pages.get("/readyz/shard_events")
+        assert (status, body) == (503, "[-]shard_events failed: out: nobody is there\n\n")
+        assert pages.health.latest["readyz", "shard_events"] == 0
+        assert (pages.get("/health")[0], pages.get("/livez")[0]) == (200, 200)
+
+    def test_down(self) -> None:
+        """Home is another matter: without it nothing is ready, whatever the others say."""
+        pages = Pages(FakeHealth(linearizable="stuck", parts={"core": "stuck", "events": None}))
+        status, _, body = pages.get("/readyz")
+        assert status == 503
+        assert "[-]linearizable_read failed: stuck\n" in body
+        assert "[+]shard_events ok\n" in body
+        assert pages.get("/health")[0] == 503
+
+    def test_all_is_well(self) -> None:
+        """The answer is etcd's, and who asks sees the shards."""
+        pages = Pages(FakeHealth(parts={"core": None, "events": None}))
+        assert pages.get("/readyz")[2] == "ok\n"
+        assert pages.get("/readyz?verbose")[2].endswith("[+]shard_events ok\nok\n")
 
 
 def test_verdict_that_comes_later() -> None:

@@ -163,9 +163,9 @@ def counted_evictions(monkeypatch: pytest.MonkeyPatch, tested: index.Index) -> l
     gone_through: list[index.Chunk] = []
     evict_chunk = tested._evict_chunk
 
-    def counted(chunk: index.Chunk, keep_after: int) -> int:
+    def counted(chunk: index.Chunk, keep_after: int, stored: index.Stored | None) -> int:
         gone_through.append(chunk)
-        return evict_chunk(chunk, keep_after)
+        return evict_chunk(chunk, keep_after, stored)
 
     monkeypatch.setattr(tested, "_evict_chunk", counted)
     return gone_through
@@ -217,6 +217,28 @@ def test_an_eviction_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 100 < len(gone_through) <= 300
     tested.evict(20_000, 4_001)
     assert tested.value_bytes <= 36_000
+
+
+def test_what_one_shard_has_not_stored_keeps_no_other_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Values leave by what is stored of their own keys, in chunks of several shards too."""
+    monkeypatch.setattr(index, "CHUNK_KEYS", 4)
+    tested = filled_with_values()
+
+    def stored(key: bytes, end: bytes | None) -> int:
+        """Of keys below 1001 nothing is, and no other after revision 4000."""
+        assert end is None or key < end
+        return 0 if key < b"01001" else 4_000
+
+    chunks = [chunk for chunk, _, _ in tested.slices(b"", b"\0")]
+    assert any(chunk.keys[0] <= b"01000" < chunk.keys[-1] for chunk in chunks), "one has both"
+    while tested.value_bytes > 10_020:
+        before = tested.value_bytes
+        tested.evict(0, 4_001, stored)
+        assert tested.value_bytes < before
+    left = [key for chunk in chunks for key, v in zip(chunk.keys, chunk.values, strict=True) if v]
+    assert left == [b"%05d" % n for n in (*range(1_001), 3_999)]
 
 
 def test_older_versions_are_nothing_to_the_collector() -> None:

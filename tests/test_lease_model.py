@@ -111,7 +111,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 self.engine.lessor.revoke(lease_id)
             return
         had_keys = lease_id in self.picture.keys.values()
-        assert self.engine.lessor.revoke(lease_id) == (before + 1 if had_keys else 0)
+        assert self.engine.lessor.revoke(lease_id) == before + had_keys
         self.picture.forget(lease_id)
         self.release()
 
@@ -166,7 +166,7 @@ class LeaseMachine(RuleBasedStateMachine):
         last = max(i for i, (waiter, _) in enumerate(self.pictures) if not waiter.waits)
         possible = [picture for _, picture in self.pictures[last:]]
         self.engine = self.engine.crash(seconds=seconds)
-        assert self.engine.lessor.delete_orphans() == 0
+        assert self.engine.lessor.orphans.delete() == 0
         found = self.found()
         matching = [p for p in possible if (p.ttls, p.keys) == (found.ttls, found.keys)]
         assert matching, "neither what was answered nor anything after it"

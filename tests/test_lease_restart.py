@@ -142,7 +142,7 @@ def test_keys_of_an_unknown_lease_die_before_serving() -> None:
     for revision, key, lease in ((2, b"b", 9), (3, b"a", 9), (4, b"c", -8)):
         disk.rows[revision, 0] = (revision, 0, key, revision, 1, lease, b"v")
     engine = Engine(disks=[disk])
-    assert engine.lessor.delete_orphans() == 0
+    assert engine.lessor.orphans.delete() == 0
     assert engine.deaths() == [(b"c", 5), (b"a", 6), (b"b", 6)]
     engine.settle()
     assert engine.crash().live() == []
@@ -268,7 +268,7 @@ def test_a_crash_between_keys_and_row_is_repeated_harmlessly(sharded: Engine, st
     for _ in range(steps):
         sharded.steps.run_next()
     after = sharded.crash()
-    assert after.lessor.delete_orphans() == 0
+    assert after.lessor.orphans.delete() == 0
     after.pass_time(62)
     assert (after.live(), after.lessor.leases(), after.disks[0].leases) == ([], [], {})
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 from hyperframe.frame import DataFrame, RstStreamFrame
-from prometheus_client.parser import text_string_to_metric_families
 
 from backends.memory import Steps
 from kvstore.histogram import Histogram
@@ -13,6 +12,7 @@ from kvstore.metrics import CallMetrics, make_exposition
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.transport.api import Method
 from tests.house import QUICK, RANGE, WATCH, House, living, memory, page, put
+from tests.scrape import read, scrape
 from tests.transport.peer import connected, message
 from tests.transport.running import eventually
 
@@ -55,6 +55,19 @@ EXPECTED = [
     "kvstore_queue_rows",
     "kvstore_queue_bytes",
     "kvstore_frontier_lag_revisions",
+    "kvstore_frontier_lag_seconds",
+    "kvstore_barrier_seconds_bucket",
+    "kvstore_barrier_refused_total",
+    "kvstore_barrier_waiting",
+    "kvstore_held_requests",
+    "kvstore_shard_bytes",
+    "kvstore_shard_bytes_in_use",
+    "kvstore_shard_rows",
+    "kvstore_shard_state",
+    "kvstore_shard_out",
+    "kvstore_shard_errors_total",
+    "kvstore_watchers",
+    "kvstore_watchers_held",
     "kvstore_watch_lag_revisions",
     "kvstore_cache_bytes",
     "kvstore_cache_hits_total",
@@ -72,35 +85,6 @@ EXPECTED = [
     "etcd_debugging_server_lease_expired_total",
 ]
 """What alerts and dashboards of etcd read, as far as it means something here, and what ours do."""
-
-Labels = tuple[tuple[str, str], ...]
-
-
-class Scrape:
-    """One page of metrics, read as Prometheus reads it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.samples: dict[tuple[str, Labels], float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                self.samples[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
-
-    def number(self, sample: str, /, **labels: str) -> float:
-        """The one sample with this name and at least these labels."""
-        (found,) = (
-            value
-            for (name, given), value in self.samples.items()
-            if name == sample and labels.items() <= dict(given).items()
-        )
-        return found
-
-
-async def scrape(house: House) -> Scrape:
-    """Ask for the page over a socket."""
-    status, text = await page(house.port, "/metrics")
-    assert status == 200
-    return Scrape(text)
 
 
 @pytest.fixture
@@ -182,13 +166,13 @@ async def test_what_waits(steps: Steps) -> None:
         after = await scrape(house)
     for seen, pending, durable in ((before, 1, 1), (after, 0, 2)):
         assert seen.number("etcd_server_proposals_pending") == pending
-        assert seen.number("kvstore_queue_rows", shard="0") == pending
-        assert (seen.number("kvstore_queue_bytes", shard="0") > 0) == bool(pending)
+        assert seen.number("kvstore_queue_rows", shard="default") == pending
+        assert (seen.number("kvstore_queue_bytes", shard="default") > 0) == bool(pending)
         assert seen.number("etcd_server_proposals_committed_total") == durable
         assert seen.number("etcd_debugging_mvcc_current_revision") == 2
         assert seen.number("etcd_debugging_mvcc_keys_total") == 1
-    assert after.number("kvstore_commit_rows_sum", shard="0") == 1
-    assert after.number("kvstore_commit_seconds_count", shard="0") == 1
+    assert after.number("kvstore_commit_rows_sum", shard="default") == 1
+    assert after.number("kvstore_commit_seconds_count", shard="default") == 1
     assert after.number("etcd_disk_backend_commit_duration_seconds_count") == 1
     assert after.number("kvstore_cache_bytes") > 0
 
@@ -219,9 +203,14 @@ async def test_shard_that_is_out(steps: Steps) -> None:
     async with living(House([memory(steps)])) as house, connected(house.port) as peer:
         putting = put(peer, b"k")
         await peer.answer(putting)
-        assert (await scrape(house)).number("kvstore_shard_out", shard="0") == 1
+        out = await scrape(house)
         steps.run_all()
-        assert (await scrape(house)).number("kvstore_shard_out", shard="0") == 0
+        back = await scrape(house)
+    for seen, number, state in ((out, 1, "out"), (back, 0, "serving")):
+        assert seen.number("kvstore_shard_out", shard="default") == number
+        assert seen.true("kvstore_shard_state")["state"] == state
+        assert seen.true("kvstore_shard_last_error")["error"] == "no_answer"
+        assert seen.number("kvstore_shard_errors_total", error="no_answer") == 1
 
 
 async def test_health_checks() -> None:
@@ -243,7 +232,7 @@ def test_unknown_codes_and_paths() -> None:
     calls = CallMetrics([Method.unary(b"/s.S/M", lambda _, __: b"")])
     calls.observe(b"/s.S/M", 99, 0.1)
     calls.observe(b"/anything/else", 0, 0.1)
-    text = make_exposition([calls.collect])().decode()
+    text = read(calls.collect).text
     assert 'grpc_code="Code(99)"' in text
     assert "anything" not in text
 
@@ -264,7 +253,7 @@ def test_histograms_on_the_page() -> None:
     calls = CallMetrics([Method.unary(b"/s.S/M", lambda _, __: b"")])
     for seconds in (0.001, 0.02, 0.02, 100.0):
         calls.observe(b"/s.S/M", 0, seconds)
-    seen = Scrape(make_exposition([calls.collect])().decode())
+    seen = read(calls.collect)
     name = "grpc_server_handling_seconds"
     assert [seen.number(f"{name}_bucket", le=le) for le in ("0.005", "0.025", "10", "+Inf")] == [
         *(1, 3, 3, 4)

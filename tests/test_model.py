@@ -295,8 +295,8 @@ class EngineAgainstModel(RuleBasedStateMachine):
         self.waiting = still
 
     def _compare(self, actual: Message, expected: Message, *, tied: bool) -> None:
-        _normalise(actual, sort=tied)
-        _normalise(expected, sort=tied)
+        normalise(actual, sort=tied)
+        normalise(expected, sort=tied)
         assert actual == expected
 
     @invariant()
@@ -314,13 +314,13 @@ class _Refused:
         self.text = text
 
 
-def _normalise(message: Message, *, sort: bool) -> None:
+def normalise(message: Message, *, sort: bool) -> None:
     """Drop ids that the model does not know; where sorting may tie, compare pairs in key order."""
     if isinstance(message, pb.TxnResponse):
         for answer in message.responses:
             for name, inner in answer.ListFields():
                 del name
-                _normalise(inner, sort=sort)
+                normalise(inner, sort=sort)
     if isinstance(message, pb.RangeResponse) and sort and not message.more:
         pairs = sorted(message.kvs, key=lambda pair: pair.key)
         del message.kvs[:]

@@ -1,11 +1,15 @@
-"""Reads at a revision: what one step may cost. Their answers are compared in ``test_model.py`` and
-``test_sim.py``.
+"""Reads at a revision: what one step may cost, and that shards make no difference. Answers are
+compared with the model's in ``test_model.py`` and ``test_sim.py``.
 """
 
+from collections.abc import Mapping
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvstore import history
-from kvstore.history import History
+from kvstore.history import Entry, History, Log, MergedHistory, in_range
 from kvstore.index import Index
 from kvstore.range import RangeQuery, RangeRead
 
@@ -31,26 +35,30 @@ class Key(bytes):
 
 
 class World:
-    """An index with its history; each change is a revision."""
+    """An index with its history, one per shard; a key's second byte tells its shard."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: int = 1) -> None:
         self.index = Index()
-        self.history = History()
+        self.histories = [History() for _ in range(shards)]
+        several = MergedHistory(self.histories)
+        self.history: Log = several if shards > 1 else self.histories[0]
         self.revision = 1
+        self.live: dict[bytes, Entry] = {}
 
-    def birth(self, key: bytes) -> None:
-        """A key that was not there."""
+    def revise(self, changes: Mapping[bytes, bool]) -> None:
+        """One revision: keys that are live and to die do so, the others are put."""
         self.revision += 1
-        entry = (self.revision, 0, self.revision, 1, 0)
-        self.index.put(key, entry, b"v")
-        self.history.append(key, entry)
-
-    def death(self, key: bytes) -> None:
-        """A key that was there."""
-        self.revision += 1
-        entry = (self.revision, 0, 0, 0, 0)
-        self.index.delete(key, entry)
-        self.history.append(key, entry)
+        for sub, (key, dies) in enumerate(changes.items()):
+            before = self.live.pop(key, None)
+            if dies and before is not None:
+                entry: Entry = (self.revision, sub, 0, 0, 0)
+                self.index.delete(key, entry)
+            else:
+                create, version = (before[2], before[3]) if before else (self.revision, 0)
+                entry = (self.revision, sub, create, version + 1, 0)
+                self.index.put(key, entry, b"v")
+                self.live[key] = entry
+            self.histories[key[1] % len(self.histories)].append(key, entry)
 
 
 DEAD = [Key(b"/a/%05d" % n) for n in range(4_000)]
@@ -59,15 +67,15 @@ LOOKS_MAX = 2_000
 """A step of 64 keys, bisections in eight blocks and some thousand keys included."""
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+@pytest.fixture(params=[1, 2], ids=["one shard", "two shards"])
+def world(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> World:
     """Half of the keys died after revision 8001, where all were there."""
     monkeypatch.setattr(history, "BLOCK_CHANGES", 512)
-    made = World()
+    made = World(request.param)
     for key in (*DEAD, *LIVE):
-        made.birth(key)
+        made.revise({key: False})
     for key in DEAD:
-        made.death(key)
+        made.revise({key: True})
     return made
 
 
@@ -95,7 +103,7 @@ def test_a_step_looks_at_what_is_new_only(world: World) -> None:
     tested = read(world, RangeQuery(b"/a/", b"/c", revision=8_001))
     steps = 0
     while not tested.done:
-        world.death(LIVE[-1 - steps])
+        world.revise({LIVE[-1 - steps]: True})
         looks[0] = 0
         tested.step()
         steps += 1
@@ -103,3 +111,52 @@ def test_a_step_looks_at_what_is_new_only(world: World) -> None:
     assert steps > 100
     assert [*DEAD, *LIVE] == tested.keys
     assert tested.count == 8_000
+
+
+NAMES = [b"/a", b"/b", b"/c", b"/d", b"/e"]
+
+
+@given(
+    shards=st.integers(1, 3),
+    revisions=st.lists(
+        st.dictionaries(st.sampled_from(NAMES), st.booleans(), min_size=1), max_size=16
+    ),
+    before=st.integers(0, 16),
+    back=st.integers(0, 6),
+    window=st.sampled_from([(b"/a", b"\0"), (b"/b", b"/e"), (b"/c", None)]),
+    limit=st.integers(0, 4),
+    step_keys=st.integers(1, 3),
+)
+def test_a_read_over_shards_is_one_snapshot(
+    shards: int,
+    revisions: list[dict[bytes, bool]],
+    before: int,
+    back: int,
+    window: tuple[bytes, bytes | None],
+    limit: int,
+    step_keys: int,
+) -> None:
+    """A read at a revision shows all that was there then, in key order, with its count, whatever
+    has happened since and goes on to happen between its steps, on whichever shards.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "BLOCK_CHANGES", 3)
+        world = World(shards)
+        states: list[dict[bytes, Entry]] = [{}, {}]
+        for changes in revisions[:before]:
+            world.revise(changes)
+            states.append(dict(world.live))
+        at = max(1, world.revision - back)
+        query = RangeQuery(*window, limit=limit, revision=at)
+        tested = RangeRead(
+            world.index, world.history, query, at=at, head=world.revision, step_keys=step_keys
+        )
+        left = revisions[before:]
+        while not tested.done:
+            tested.step()
+            if left:
+                world.revise(left.pop(0))
+    there = sorted(item for item in states[at].items() if in_range(item[0], *window))
+    assert there[: limit or None] == list(zip(tested.keys, tested.entries, strict=True))
+    assert len(there) == tested.count
+    assert (0 < limit < len(there)) == tested.more

@@ -53,7 +53,7 @@ def test_small_values_count_with_what_they_cost() -> None:
     for n in range(1_001):
         store.put_if(b"a", n + 1 if n else 0, b"", 0)
         engine.settle()
-    held = sum(store._recent.get(version) is not None for version in replaced)
+    held = sum(store._recent[0].get(version) is not None for version in replaced)
     assert 100 < held <= 20_000 // 100
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from backends import sqlite_file
 from kvstore import cli
+from kvstore.databases import DATABASE
 from kvstore.errors import BackendError
 from tests.transport.certificates import Authority
 
@@ -139,7 +140,7 @@ def test_no_directory(line: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["my notes\n", "12 monkeys", "-1"])
 def test_lock_file_of_somebody_else(line: Refused, tmp_path: Path, text: str) -> None:
     """A file with the lock's name that holds anything but a process id is left as it is."""
-    lock = tmp_path / f"{cli.DATABASE}.lock"
+    lock = tmp_path / f"{DATABASE}.lock"
     lock.write_text(text)
     for command in (["serve", HTTP], ["check"]):
         said = line(*command, "--data-dir", str(tmp_path))
@@ -150,8 +151,8 @@ def test_lock_file_of_somebody_else(line: Refused, tmp_path: Path, text: str) ->
 @pytest.mark.parametrize("content", [b"", b"123\n", b"12", b"\0\0\0\0"])
 def test_lock_file_of_a_process_that_is_gone(tmp_path: Path, content: bytes) -> None:
     """However much of it a crash or a power cut has left."""
-    path = tmp_path / cli.DATABASE
-    (tmp_path / f"{cli.DATABASE}.lock").write_bytes(content)
+    path = tmp_path / DATABASE
+    (tmp_path / f"{DATABASE}.lock").write_bytes(content)
     sqlite_file.Lock(path).release()
 
 

@@ -1,16 +1,15 @@
 """A server's life: it serves, it stops in order, it ends when it must."""
 
 import asyncio
-import gc
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from hyperframe.frame import DataFrame
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
-from kvstore.backend import Batch, CommitResult, Fence, IndexRow, Outcome, Sizes
+from kvstore.backend import Batch, Cluster, CommitResult, Fence, IndexRow, Outcome, Sizes
 from kvstore.clock import ManualClock
 from kvstore.commit import Commits
 from kvstore.config import CommitConfig
@@ -18,7 +17,8 @@ from kvstore.errors import BackendError
 from kvstore.lease import Lessor
 from kvstore.listen import ListenError
 from kvstore.pb import rpc_pb2 as pb
-from kvstore.server import StoreHealth
+from kvstore.shard_config import ShardConfig, ShardSpec
+from kvstore.store_health import StoreHealth
 from tests.house import (
     PUT,
     QUICK,
@@ -37,22 +37,7 @@ from tests.transport.running import eventually
 STOPPED = (14, "etcdserver: server stopped")
 
 
-@pytest.fixture(autouse=True)
-def interpreter() -> Iterator[None]:
-    """What a server sets for its process is set back."""
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-
-
-@pytest.fixture(autouse=True)
-async def loop_handler() -> AsyncIterator[None]:
-    """Likewise for its event loop."""
-    loop = asyncio.get_running_loop()
-    handler = loop.get_exception_handler()
-    yield
-    loop.set_exception_handler(handler)
+pytestmark = pytest.mark.usefixtures("interpreter", "loop_handler")
 
 
 async def test_serving() -> None:
@@ -223,16 +208,20 @@ class TestFailure:
             assert (await peer.answer(putting)).status == (14, "etcdserver: request timed out")
             status, body = await page(house.port, "/readyz")
             assert status == 503
-            failed = "etcdserver: request timed out (shard 0: storage does not answer)"
+            failed = "etcdserver: request timed out (shard default: storage does not answer)"
             assert f"[-]linearizable_read failed: {failed}\n" in body
             assert (await page(house.port, "/livez"))[0] == 200
             assert (await page(house.port, "/health"))[0] == 503
             steps.run_all()
             assert (await page(house.port, "/readyz"))[0] == 200
         stuck, back = (line for line in house.log if "shard" in line)
-        told = ("error", "shard does not commit", 0, "storage does not answer")
+        told = ("error", "shard does not commit", "default", "storage does not answer")
         assert tuple(stuck[name] for name in ("level", "msg", "shard", "reason")) == told
-        assert (back["level"], back["msg"], back["shard"]) == ("info", "shard commits again", 0)
+        assert (back["level"], back["msg"], back["shard"]) == (
+            "info",
+            "shard commits again",
+            "default",
+        )
         assert isinstance(back["seconds"], float)
 
     async def test_storage_that_refuses(self) -> None:
@@ -260,7 +249,7 @@ class TestFailure:
             (line,) = (line for line in house.log if line["level"] == "error")
             assert (line["msg"], line["reason"]) == ("shard does not commit", "SQLITE_FULL")
             assert (await peer.answer(putting)).status == (14, "etcdserver: request timed out")
-            assert "(shard 0: SQLITE_FULL)" in (await page(house.port, "/readyz"))[1]
+            assert "(shard default: SQLITE_FULL)" in (await page(house.port, "/readyz"))[1]
             full = False
             await eventually(lambda: house.said("shard commits again"))
             assert (await page(house.port, "/readyz"))[0] == 200
@@ -280,7 +269,7 @@ class TestFailure:
         )
         verdicts: list[str | None] = []
         commits.append(0, [(2, 0, b"k", 2, 1, 0, b"v")], 1)
-        commits.queues[0].broken = "I/O error"
+        commits.give_up(0, "I/O error")
         for serializable in (True, False):
             StoreHealth(commits).check_read(verdicts.append, serializable=serializable)
         assert verdicts == [STOPPED[1], STOPPED[1]]
@@ -385,12 +374,14 @@ class TestStart:
         class Taken(MemoryBackend):
             """Somebody has it."""
 
-            async def open(self) -> Fence:
+            async def open(self, cluster: Cluster | None = None, *, known: bool = False) -> Fence:
                 raise BackendError("in use")
 
         disk = MemoryDisk()
         later = asyncio.get_running_loop().call_soon
-        house = House([MemoryBackend(disk, later=later), Taken(MemoryDisk(), later=later)])
+        backends = [MemoryBackend(disk, later=later), Taken(MemoryDisk(), later=later)]
+        shards = ShardConfig([ShardSpec("default", "memory:"), ShardSpec("other", "memory:")])
+        house = House(backends, shards=shards)
         with pytest.raises(BackendError, match="in use"):
             await house.server.serve()
         assert disk.holder is None

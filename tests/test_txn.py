@@ -22,6 +22,7 @@ from kvstore.txn import (
     Put,
     Txn,
     can_write,
+    can_write_on,
     ranges_of,
     validate_txn,
 )
@@ -164,3 +165,23 @@ def test_what_a_txn_touches() -> None:
     assert can_write(txn)
     assert can_write(otherwise(then(A)))
     assert not can_write(Txn([EXISTS], [read], [then(read)]))
+
+
+PATHS = [
+    (then(A), [True], True),
+    (then(A), [False], False),
+    (otherwise(DELETE_ALL), [False], True),
+    (then(RangeQuery(b"a", None)), [True], False),
+    (then(otherwise(A)), [True, True], False),
+    (then(otherwise(A)), [True, False], True),
+    (then(then(A), otherwise(B)), [True, False, True], False),
+    (then(then(A), otherwise(B)), [True, True, True], True),
+    (then(then(otherwise(A)), then(B)), [True, True, True, False], False),
+    (then(then(otherwise(A)), then(B)), [True, True, True, True], True),
+]
+
+
+@pytest.mark.parametrize(("txn", "taken", "writes"), PATHS)
+def test_what_the_taken_branches_can_change(txn: Txn, taken: list[bool], *, writes: bool) -> None:
+    """Only operations of branches that are taken count, at any depth, in the order of `decide`."""
+    assert can_write_on(txn, iter(taken)) == writes

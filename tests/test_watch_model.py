@@ -1,5 +1,6 @@
 """Watchers against the model: what clients must see, whatever happens when."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
@@ -43,10 +44,15 @@ class WatchMachine(RuleBasedStateMachine):
         self.world = World(routes=self.routes, config=config, cache_bytes_max=memory)
         self.world.client()
 
+    def there(self, key: bytes) -> bool:
+        """Is the shard of a key there?"""
+        return not self.world.commits.queues[self.world.store.shards.of(key)].missing
+
     @rule(key=st.sampled_from(KEYS), size=st.sampled_from([0, 1, 40]))
     def put(self, key: bytes, size: int) -> None:
         """One key."""
-        self.world.put(key, b"v" * size)
+        if self.there(key):
+            self.world.put(key, b"v" * size)
 
     @rule(
         shard=st.sampled_from([b"a", b"b", b"c"]),
@@ -56,17 +62,20 @@ class WatchMachine(RuleBasedStateMachine):
     def put_many(self, shard: bytes, count: int, size: int) -> None:
         """Several keys of a shard in one revision."""
         ops: list[Op] = [Put(shard + b"%d" % n, b"v" * size) for n in range(count)]
-        self.world.write(ops)
+        if self.there(shard):
+            self.world.write(ops)
 
     @rule(key=st.sampled_from(KEYS))
     def delete(self, key: bytes) -> None:
         """One key, live or not."""
-        self.world.delete(key)
+        if self.there(key):
+            self.world.delete(key)
 
     @rule(shard=st.sampled_from([b"a", b"b", b"c"]))
     def delete_all(self, shard: bytes) -> None:
         """Everything of a shard, in one revision, and a put that comes first."""
-        self.world.write([Put(shard + b"~", b""), DeleteRange(shard, shard + b"x")])
+        if self.there(shard):
+            self.world.write([Put(shard + b"~", b""), DeleteRange(shard, shard + b"x")])
 
     @rule(shard=st.integers(0, 2))
     def commit(self, shard: int) -> None:
@@ -216,8 +225,62 @@ class OneShardMachine(WatchMachine):
         self.world.delete(key, end)
 
 
+class LateShardMachine(WatchMachine):
+    """The same after a restart, with a shard that is loaded and joins some time later."""
+
+    @initialize(
+        memory=st.sampled_from([0, 1 << 20]),
+        config=st.sampled_from([TINY, WatchConfig()]),
+        written=st.lists(st.tuples(st.sampled_from(KEYS), st.booleans()), max_size=8),
+        compacted=st.integers(0, 6),
+    )
+    def start(
+        self,
+        memory: int,
+        config: WatchConfig,
+        written: Sequence[tuple[bytes, bool]] = (),
+        compacted: int = 0,
+    ) -> None:
+        """What was written before, and compacted."""
+        world = World(routes=self.routes, config=config, cache_bytes_max=memory)
+        for key, dies in written:
+            if dies:
+                world.delete(key)
+            else:
+                world.put(key)
+        world.settle()
+        world.compact(compacted)
+        world.settle()
+        self.world = world.restart(1)
+        self.rows = self.world.rows(1)
+        self.left = self.world.store.load_rows(1, [])
+        oldest = max(2, self.world.store.compact_revision)
+        self.world.client().create(b"b", b"c", oldest)
+
+    @rule(rows=st.integers(1, 3))
+    def load(self, rows: int) -> None:
+        """Some rows of the shard."""
+        self.left += self.world.store.load_rows(1, self.rows[:rows])
+        del self.rows[:rows]
+
+    @precondition(lambda self: not self.there(b"b"))
+    @rule()
+    def join(self) -> None:
+        """It is there."""
+        self.load(len(self.rows))
+        self.world.join(1, self.left)
+
+    def teardown(self) -> None:
+        """It comes in the end."""
+        if not self.there(b"b"):
+            self.join()
+        super().teardown()
+
+
 TestWatch = WatchMachine.TestCase
 TestWatch.settings = settings(stateful_step_count=60)
+TestWatchLateShard = LateShardMachine.TestCase
+TestWatchLateShard.settings = settings(stateful_step_count=60)
 TestWatchOneShard = OneShardMachine.TestCase
 TestWatchOneShard.settings = settings(stateful_step_count=60)
 pytestmark = pytest.mark.slow

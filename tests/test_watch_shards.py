@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvstore.config import WatchConfig
 from kvstore.txn import Put
 from kvstore.watch_groups import State
 from tests.watch_world import Client, World
@@ -17,7 +18,7 @@ class TestShards:
 
     def stuck(self) -> tuple[World, Client]:
         """Shard 1 has a commit under way that does not end."""
-        world = World(routes={b"b": 1})
+        world = World(routes={b"b": 1}, cache_bytes_max=1 << 23)
         client = world.client()
         client.create(b"a")
         client.create(b"b")
@@ -158,3 +159,135 @@ class TestShards:
         world.settle()
         assert len(client.messages) == before
         assert world.hub.count == [0] * len(State)
+
+
+class TestReturn:
+    """A shard comes back, or late, and compaction has gone on without it."""
+
+    def run_home(self, world: World) -> None:
+        """All that shard 0 has to do."""
+        for _ in range(4):
+            world.turns.run_all()
+            world.disks[0].run_all()
+
+    def late(self, config: WatchConfig | None = None) -> World:
+        """Revisions 2 to 5 are b, a, b, a; shard 1, which has b, is not there yet."""
+        world = World(routes={b"b": 1}, config=config)
+        for key in (b"b", b"a", b"b", b"a"):
+            world.put(key)
+            world.settle()
+        return world.restart(1)
+
+    def load(self, world: World) -> None:
+        """Shard 1 is there."""
+        world.join(1, world.store.load_rows(1, world.rows(1)))
+
+    def test_how_far_watchers_are_behind(self) -> None:
+        """Those of a shard that is not there are not said to be behind: it may have nothing new."""
+        world = self.late()
+        world.client().create(b"b")
+        assert world.hub.lag == 0
+        world.client().create(b"a")
+        world.put(b"a")
+        assert world.hub.lag == 1
+        self.run_home(world)
+        assert world.hub.lag == 0
+        self.load(world)
+        world.put(b"b")
+        assert world.hub.lag == 1
+
+    def test_stuck_while_others_are_compacted(self) -> None:
+        """Watchers of the stuck shard alone miss nothing and are not ended, and it is compacted
+        once they have gone on.
+        """
+        world = World(routes={b"b": 1})
+        world.put(b"b")
+        world.settle()
+        world.put(b"b")
+        world.turns.run_all()
+        client = world.client()
+        for start in (0, 2, 3):
+            client.create(b"b", start=start)
+        for _ in range(5):
+            world.put(b"a")
+            self.run_home(world)
+        world.compact(7)
+        self.run_home(world)
+        assert world.store.compact_revision == 7
+        client.create(b"b")
+        world.put(b"b")
+        world.settle()
+        world.check_complete()
+        assert [len(seen.events) for seen in client.seen] == [2, 3, 2, 1]
+        world.compactor.tick()
+        world.settle()
+        assert set(world.backends[1].disk.rows) == {(3, 0), (9, 0)}
+
+    def test_silent_until_it_is_there(self) -> None:
+        """Watchers that touch a missing shard wait, from whenever they are; then they get all of
+        it, in the order of all shards.
+        """
+        world = self.late()
+        client = world.client()
+        for end, start in ((None, 2), (None, 0), (b"z", 2), (b"z", 0)):
+            client.create(b"b", end, start)
+        client.create(b"a", b"z", 2)
+        client.create(b"a", None, 2)
+        rows = world.rows(1)
+        left = world.store.load_rows(1, rows[:1])
+        world.put(b"a")
+        self.run_home(world)
+        left += world.store.load_rows(1, rows[1:])
+        self.run_home(world)
+        assert [len(seen.events) for seen in client.seen] == [0, 0, 0, 0, 0, 3]
+        before = len(client.messages)
+        client.stream.request_progress()
+        assert len(client.messages) == before
+        world.join(1, left)
+        world.settle()
+        world.put(b"b")
+        world.settle()
+        world.check_complete()
+        assert [len(seen.events) for seen in client.seen] == [3, 1, 3, 1, 6, 3]
+        client.stream.request_progress()
+        assert client.last.header.revision == 7
+
+    def test_compacted_before_it_was_there(self) -> None:
+        """Its own watchers go on from where it stood; those that touch a compacted shard as well
+        are told.
+        """
+        world = self.late()
+        client = world.client()
+        client.create(b"b", None, 2)
+        client.create(b"b")
+        client.create(b"a", b"z", 2)
+        world.put(b"a")
+        self.run_home(world)
+        world.compact(6)
+        self.run_home(world)
+        self.load(world)
+        world.settle()
+        assert client.seen[2].compact_revision == 6
+        world.compactor.tick()
+        world.put(b"b")
+        world.settle()
+        world.check_complete()
+        assert [len(seen.events) for seen in client.seen] == [3, 1, 0]
+        assert set(world.backends[1].disk.rows) == {(4, 0), (7, 0)}
+
+    def test_late_when_compaction_reaches_it(self) -> None:
+        """Who has not read what the shard had is told, even if the client does not read."""
+        world = self.late(WatchConfig(outbox_bytes_max=10))
+        client = world.client()
+        client.reading = False
+        seen = client.create(b"b", None, 2)
+        assert seen is not None
+        world.compact(5)
+        self.run_home(world)
+        self.load(world)
+        world.settle()
+        assert not seen.cancelled
+        world.compactor.tick()
+        world.settle()
+        assert seen.compact_revision == 5
+        assert not seen.events

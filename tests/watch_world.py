@@ -6,18 +6,21 @@ judged when it is sent (``Client.send``): what it shows must be visible by then 
 the model says. ``World.check_complete`` judges what has been sent in the end.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple, TypeVar
 
 from backends.memory import MemoryBackend, MemoryDisk, Steps
+from kvstore.answers import Answer
+from kvstore.backend import IndexRow, RowId
 from kvstore.clock import ManualClock
 from kvstore.commit import Commits
 from kvstore.compaction import Compactor
 from kvstore.config import CommitConfig, CompactionConfig, StoreConfig, WatchConfig
 from kvstore.history import in_range
 from kvstore.kv import Header
+from kvstore.opening import ABSENT
 from kvstore.pb import kv_pb2
 from kvstore.pb import rpc_pb2 as pb
 from kvstore.recent import RecentValues
@@ -53,11 +56,15 @@ class NoLeases:
         """None does."""
         return False
 
-    def attach(self, lease: int, key: bytes) -> None:
+    def attach(self, lease: int, key: bytes, revision: int) -> None:
         """Never called."""
         raise AssertionError
 
     def detach(self, lease: int, key: bytes) -> None:
+        """Never called."""
+        raise AssertionError
+
+    def after_absence(self, lease: int, answer: Answer) -> None:
         """Never called."""
         raise AssertionError
 
@@ -242,7 +249,9 @@ class Client:
 
 
 class World:
-    """See the module's text. ``routes`` send prefixes to further shards."""
+    """See the module's text. ``routes`` send prefixes to further shards; ``stored`` is what an
+    earlier process left, shards ``missing`` cannot be reached yet.
+    """
 
     def __init__(
         self,
@@ -251,24 +260,32 @@ class World:
         config: WatchConfig | None = None,
         cache_bytes_max: int = 1 << 20,
         seed: int = 1,
+        stored: Sequence[MemoryDisk] = (),
+        missing: Collection[int] = (),
     ) -> None:
         self.routes = dict(routes or {})
         self.config = config or WatchConfig()
+        self.cache_bytes_max = cache_bytes_max
         self.clock = ManualClock()
         self.turns = Steps()
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.lost: list[tuple[int, str]] = []
         self.disks = [Steps() for _ in range(1 + max(self.routes.values(), default=0))]
         self.backends = [
-            MemoryBackend(MemoryDisk(shard=str(n)), later=d) for n, d in enumerate(self.disks)
+            MemoryBackend(stored[n] if stored else MemoryDisk(shard=str(n)), later=steps)
+            for n, steps in enumerate(self.disks)
         ]
         self.commits = Commits(
-            [(backend, finish(backend.open())) for backend in self.backends],
+            [
+                (backend, ABSENT if n in missing else finish(backend.open()))
+                for n, backend in enumerate(self.backends)
+            ],
             clock=self.clock,
-            config=CommitConfig(),
+            config=CommitConfig(gather_waiters_min=1 << 30),  # nobody is held back for others
             call_soon=self.turns,
             call_later=lambda seconds, step: self.timers.append((seconds, step)),
         )
+        self.commits.durable = max(backend.disk.tip for backend in self.backends)
         self.commits.on_broken = lambda shard, reason: self.lost.append((shard, reason))
         self.hub = WatchHub(
             HEADER,
@@ -284,6 +301,10 @@ class World:
         self.happened: list[Happened] = []
         self.live: dict[bytes, kv_pb2.KeyValue] = {}
         self.clients: list[Client] = []
+        for shard in range(len(self.disks)):
+            if shard not in missing:
+                left = self.store.load_rows(shard, self.rows(shard))
+                self.compactor.recover(shard, left)
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -326,6 +347,39 @@ class World:
             self.live[key] = pair
         self.happened.append(Happened(revision, key, pair, replaced))
 
+    # -- restarting --------------------------------------------------------------------------------
+
+    def restart(self, *missing: int) -> "World":
+        """Another process over what is stored."""
+        for backend in self.backends:
+            backend.crash()
+        disks = [backend.disk for backend in self.backends]
+        again = World(
+            routes=self.routes,
+            config=self.config,
+            cache_bytes_max=self.cache_bytes_max,
+            stored=disks,
+            missing=missing,
+        )
+        for happened in self.happened:
+            if happened.revision <= disks[self.store.shards.of(happened.key)].tip:
+                again.happened.append(happened)
+                again.live.pop(happened.key, None)
+                if happened.is_put:
+                    again.live[happened.key] = happened.pair
+        return again
+
+    def rows(self, shard: int) -> list[IndexRow]:
+        """What a shard has to load."""
+        return [row[:6] for row in self.backends[shard].disk.rows.values()]
+
+    def join(self, shard: int, left: list[RowId]) -> None:
+        """A missing shard is there and loaded, which has ``left`` rows to drop."""
+        backend = self.backends[shard]
+        self.commits.prepare(shard, backend, finish(backend.open()))
+        self.commits.join(shard)
+        self.compactor.recover(shard, left)
+
     # -- running -----------------------------------------------------------------------------------
 
     def client(self) -> Client:
@@ -338,7 +392,7 @@ class World:
         assert self.commits.idle()
         store = self.store
         store.index.evict(0, store.revision)
-        store._recent = RecentValues(store._config.recent_bytes_max, store._safe)
+        store._recent = [RecentValues(r._bytes_max, r._stored) for r in store._recent]
 
     def settle(self) -> None:
         """Let commits, reads and turns run until nothing waits."""

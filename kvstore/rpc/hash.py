@@ -31,6 +31,7 @@ from kvstore.errors import (
     StoreError,
     TimedOutError,
     TooManyRequestsError,
+    UnreachableError,
 )
 from kvstore.kv import frame_key_value, varint
 from kvstore.store import Store
@@ -97,7 +98,8 @@ class KeyValueHash:
     def _begin(self) -> None:
         store = self._store
         self._compacted = store.compact_revision
-        born_since = store.history.births(b"", b"\0", self._revision)
+        history = store.history_of(store.shards.all)
+        born_since = history.births(b"", b"\0", self._revision)
         self._some_live = store.index.live > born_since
         self._crc = google_crc32c.value(_BUCKET)
         self._shard = 0
@@ -113,8 +115,7 @@ class KeyValueHash:
         if self._cancelled():
             self._done(TimedOutError())
         elif isinstance(rows, BackendError):
-            full = isinstance(rows, ReadsFullError)
-            self._done(TooManyRequestsError() if full else StoppedError())
+            self._done(_refusal(rows))
         elif self._store.compact_revision != self._compacted:
             self._start_again()
         elif rows and rows[-1][0] <= self._revision:
@@ -157,6 +158,13 @@ class KeyValueHash:
         else:
             self._restarts += 1
             self._begin()
+
+
+def _refusal(error: BackendError) -> StoreError:
+    """What becomes of a computation whose rows cannot be read."""
+    if isinstance(error, ReadsFullError):
+        return TooManyRequestsError()
+    return TimedOutError() if isinstance(error, UnreachableError) else StoppedError()
 
 
 def _encoded(row: Row) -> bytes:

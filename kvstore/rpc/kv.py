@@ -1,13 +1,15 @@
 """etcdserverpb.KV: Range, RangeStream, Put, DeleteRange, Txn, Compact.
 
-Each handler is one synchronous call on the engine and an encoded answer. Three things can make it
+Each handler is one synchronous call on the engine and an encoded answer. Four things can make it
 wait:
 
 - **its ticket**: what it shows rests on changes that are not durable yet (``commits.release``);
 - **its pin**: a read of several shards waits until their frontiers reach its revision
   (``commits.when_visible``);
 - **values** that are not in memory. Those that decide are fetched first (``deciding``) and the
-  request then executes from the start; those only shown are fetched after it has executed.
+  request then executes from the start; those only shown are fetched after it has executed;
+- **the barrier**, before a write over several shards, and behind one that holds its shard
+  (``HeldError``): it then executes from the start.
 
 A refusal is an answer too: one that was decided at the head waits for its ticket, one for want of
 room does not (``UnreadyError``).
@@ -20,6 +22,7 @@ from kvstore.compaction import Compactor
 from kvstore.config import RequestConfig, StoreConfig
 from kvstore.errors import (
     CorruptError,
+    HeldError,
     RequestTooLargeError,
     StoreError,
     TimedOutError,
@@ -94,14 +97,16 @@ class KvService:
     def range(self, payload: bytes, call: Call) -> bytes | None:
         """KV.Range."""
         key = decode.plain_key(payload)
-        if key is not None and self._store.shards.count == 1:
-            durable = self._commits.durable
-            item = self._store.get(key, durable)
-            if item is None:
-                return self._header.at(durable)
-            if item.framed is not None:
-                self._store.counts.gets += 1
-                return self._header.at(durable) + item.framed + b"\x20\x01"
+        if key is not None:
+            store, durable = self._store, self._commits.durable
+            item = store.get(key, durable)
+            shard = store.shards.of(key)
+            if self._commits.shows_head(shard):
+                if item is None:
+                    return self._header.at(durable)
+                if item.framed is not None:
+                    store.counts.gets[shard] += 1
+                    return self._header.at(durable) + item.framed + b"\x20\x01"
         query = decode.range_query(decode.parse(pb.RangeRequest.FromString, payload))
         try:
             validate_range(query)
@@ -130,7 +135,7 @@ class KvService:
             head = header.at(result.revision)
             return shards, [result], lambda lookup: encode.put_response(head, result, lookup)
 
-        self._execute(execute, shards, call)
+        self._execute(execute, shards, call, len(payload))
 
     def delete_range(self, payload: bytes, call: Call) -> None:
         """KV.DeleteRange."""
@@ -145,7 +150,7 @@ class KvService:
             head = header.at(result.revision)
             return shards, [result], lambda lookup: encode.delete_response(head, result, lookup)
 
-        self._execute(execute, shards, call)
+        self._execute(execute, shards, call, len(payload))
 
     def txn(self, payload: bytes, call: Call) -> None:
         """KV.Txn."""
@@ -170,7 +175,7 @@ class KvService:
                 lambda lookup: encode.txn_response(head, result, lookup),
             )
 
-        self._execute(execute, shards, call)
+        self._execute(execute, shards, call, len(payload))
 
     def _update(self, plain: tuple[bytes, int, bytes, int], payload: bytes, call: Call) -> bool:
         """The short way of a Txn as kube-apiserver writes; False, with nothing done, if it must
@@ -209,21 +214,30 @@ class KvService:
         execute: Execute,
         shards: Sequence[int],
         call: Call,
+        size: int,
         values: dict[Entry, bytes] | None = None,
         rounds: int = 0,
     ) -> None:
-        """Run a request, with ``values`` at hand that were fetched for it in so many rounds; its
-        answer is released when it may be shown. Always answers through ``call``.
+        """Run a request of ``size`` bytes, with ``values`` at hand that were fetched for it in so
+        many rounds; its answer is released when it may be shown. Always answers through ``call``.
         """
         try:
             touched, results, encoded = (
                 self._store.with_values(values, execute) if values else execute()
             )
+        except HeldError:
+            self._wait(
+                shards,
+                lambda: self._execute(execute, shards, call, size, values, rounds),
+                call,
+                size + sum(map(len, values.values())) if values else size,
+            )
+            return
         except UnreadyError as error:
             call.fail(error.code, error.text)
             return
         except StoreError as error:
-            self._commits.release(shards, Refusal(call, error), b"")
+            self._store.refuse(shards, call, error)
             return
         except NeedValuesError as need:
             if rounds == _FETCH_ROUNDS_MAX:
@@ -235,7 +249,7 @@ class KvService:
                 if error is not None:
                     call.fail(error.code, error.text)
                 else:
-                    self._execute(execute, shards, call, held, rounds + 1)
+                    self._execute(execute, shards, call, size, held, rounds + 1)
 
             self._deciding.fetch(held, need.pairs, fetched)
             return
@@ -244,6 +258,20 @@ class KvService:
             self._fetch_shown(missing, touched, encoded, call)
         else:
             self._commits.release(touched, call, encoded(_framed))
+
+    def _wait(
+        self, shards: Sequence[int], again: Callable[[], None], call: Call, size: int
+    ) -> None:
+        """Try a request again when the barrier lets it; nothing was done so far."""
+
+        def execute() -> None:
+            if not call.cancelled:
+                again()
+
+        def refuse(error: StoreError) -> None:
+            call.fail(error.code, error.text)
+
+        self._store.barrier.run(shards, execute, refuse, size)
 
     def _fetch_shown(
         self,

@@ -2,8 +2,18 @@
 
 Everything here executes at the head, so that every answer, refusals included, is released when the
 changes it may rest on are durable; only a refusal that rests on none (``UnreadyError``) is given at
-once. An encoded answer is the ready header (field 1) and the other
-fields behind it.
+once. An encoded answer is the ready header (field 1) and the other fields behind it.
+
+**Keep-alives.** A client renews all its leases on one stream, and etcd answers in order: a lease
+that has expired is answered with TTL 0 when it is gone. Here a shard may be out for long, and with
+it the end of a lease that has keys there. To wait for that would let the stream's other leases
+expire, and to end the stream, as etcd does on every other failure, hardly less: clients open it
+anew and send the same ones again, in any order. So such a keep-alive is answered with TTL 0 when
+the lease's end is refused, or at once. That says what is true, and no more: the lease has expired,
+or is being revoked, and this server renews it never again; LeaseTimeToLive shows 0 likewise. It
+does not say that the keys are gone. Nor is it durable: after a crash the lease may be there once
+more, for its whole TTL. Both err on the safe side: who held a lock gives it up before others can
+have it. While home is out nothing of it is said: another server may have taken the leases over.
 """
 
 from collections import deque
@@ -12,9 +22,15 @@ from heapq import merge
 from itertools import islice
 
 from kvstore import errors
-from kvstore.answers import Refusal
+from kvstore.answers import Refusal, Then
 from kvstore.config import LeaseConfig
-from kvstore.errors import LeaseNotFoundError, StoreError, TooManyRequestsError, UnreadyError
+from kvstore.errors import (
+    HeldError,
+    LeaseNotFoundError,
+    StoreError,
+    TooManyRequestsError,
+    UnreadyError,
+)
 from kvstore.kv import Header, frame, varint
 from kvstore.lease import HOME_ONLY, Lessor
 from kvstore.pb import rpc_pb2 as pb
@@ -72,18 +88,30 @@ class LeaseService:
         self._commits.release(HOME_ONLY, call, body)
 
     def revoke(self, payload: bytes, call: Call) -> None:
-        """Lease.LeaseRevoke: the header is the deletion's, if there was one."""
-        lease_id = decode.parse(pb.LeaseRevokeRequest.FromString, payload).ID
+        """Lease.LeaseRevoke: the header is the deletion's, or the head."""
+        self._revoke(decode.parse(pb.LeaseRevokeRequest.FromString, payload).ID, call)
+
+    def _revoke(self, lease_id: int, call: Call, *, in_turn: bool = False) -> None:
+        """Revoke at once, or in its turn when it has keys on several shards; refused if they have
+        come to others meanwhile.
+        """
         try:
             revision = self._lessor.revoke(lease_id)
         except UnreadyError as error:
-            call.fail(error.code, error.text)
+            if in_turn or not isinstance(error, HeldError):
+                call.fail(error.code, error.text)
+                return
+            self._store.barrier.run(
+                self._lessor.shards_of(lease_id),
+                lambda: self._revoke(lease_id, call, in_turn=True),
+                lambda refused: call.fail(refused.code, refused.text),
+                0,
+            )
             return
         except LeaseNotFoundError as error:
             self._lessor.after_revoke(lease_id, Refusal(call, error), b"")
             return
-        body = self._header.at(revision) if revision else self._head()
-        self._lessor.after_revoke(lease_id, call, body)
+        self._lessor.after_revoke(lease_id, call, self._header.at(revision))
 
     def time_to_live(self, payload: bytes, call: Call) -> None:
         """Lease.LeaseTimeToLive: an unknown lease is TTL -1 and no error."""
@@ -127,7 +155,8 @@ class LeaseService:
         return _KeepAlives(self, stream)
 
     def renew(self, lease_id: int, waiting: "_KeepAlives") -> None:
-        """Renew a lease, then answer ``waiting``; an expired one is answered when it is gone.
+        """Renew a lease, then answer ``waiting``; an expired one is answered when it is gone, or
+        when that is not to be waited for. See the module's text.
 
         The header is taken first (etcd: it must not be later than the moment the lease was alive).
         Raises StoreError.
@@ -135,8 +164,15 @@ class LeaseService:
         head = self._head()
         ttl = self._lessor.keep_alive(lease_id)
         body = head + pb.LeaseKeepAliveResponse(ID=lease_id, TTL=ttl or 0).SerializeToString()
+
+        def ended(error: StoreError | None) -> None:
+            if error is None:
+                waiting.reply(body)
+            else:
+                self._commits.release(HOME_ONLY, waiting, body)
+
         if ttl is None:
-            self._lessor.after_revoke(lease_id, waiting, body)
+            self._lessor.after_revoke(lease_id, Then(ended), b"")
         else:
             self._commits.release(HOME_ONLY, waiting, body)
 

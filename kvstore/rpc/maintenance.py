@@ -49,7 +49,7 @@ class MaintenanceService:
         """Maintenance.Status: for raft's index the durable revision, for its term the epoch."""
         decode.parse(pb.StatusRequest.FromString, payload)
         durable = self._commits.durable
-        sizes = [queue.backend.sizes() for queue in self._commits.queues]
+        sizes = [queue.backend.sizes() for queue in self._commits.queues if not queue.missing]
         answer = pb.StatusResponse(
             version=ETCD_VERSION,
             dbSize=sum(size.total for size in sizes),
@@ -67,8 +67,8 @@ class MaintenanceService:
 
     def _troubles(self) -> list[str]:
         """Shards that do not serve, for whoever looks at the status."""
-        queues = [queue for queue in self._commits.queues if queue.out or queue.broken]
-        return [f"shard {queue.number}: {queue.broken or 'not answering'}" for queue in queues]
+        queues = [queue for queue in self._commits.queues if queue.lost is not None]
+        return [f"shard {queue.name}: {queue.broken or 'not answering'}" for queue in queues]
 
     def alarm(self, payload: bytes, _call: Call) -> bytes:
         """Maintenance.Alarm."""
@@ -92,7 +92,7 @@ class MaintenanceService:
         if self._defragmenting:
             raise StatusError(TooManyRequestsError.code, TooManyRequestsError.text)
         self._defragmenting = True
-        backends = [queue.backend for queue in self._commits.queues]
+        backends = [queue.backend for queue in self._commits.queues if queue.lost is None]
 
         def next_one(error: BackendError | None = None) -> None:
             if error is None and backends:

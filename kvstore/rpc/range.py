@@ -83,7 +83,10 @@ class RangeCall:
             self._fail(TimedOutError())
         else:
             self._restarts += 1
-            self._begin()
+            try:
+                self._begin()
+            except StoreError as error:
+                self._fail(error)
         return True
 
     def _run(self) -> None:
@@ -101,7 +104,7 @@ class RangeCall:
             read.finish()
         self._missing = read.missing()
         if not read.query.keys_only:
-            self._store.counts.values_in_memory += len(read.values) - len(self._missing)
+            self._store.counts.shown(self._shards, len(read.values) - len(self._missing))
         self._fetch()
 
     def _fetch(self) -> None:

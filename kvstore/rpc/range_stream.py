@@ -109,7 +109,9 @@ class RangeStreamCall:
         places: list[int] = []
         if not read.query.keys_only:
             places = _missing_from(read, self._sent)
-            self._store.counts.values_in_memory += len(read.values) - self._sent - len(places)
+            shards = self._store.shards_of(read.query.key, read.query.end)
+            at_hand = len(read.values) - self._sent - len(places)
+            self._store.counts.shown(shards, at_hand)
         if places:
             pairs = [(read.keys[i], read.entries[i]) for i in places]
             self._store.fetch(pairs, lambda values: self._fetched(read, places, values))

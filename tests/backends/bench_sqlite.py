@@ -20,7 +20,7 @@ from queue import SimpleQueue
 import apsw
 
 from backends import sqlite_file
-from backends.schema import Statements, migrations, sqlite_dialect
+from backends.schema import SCHEMA_VERSION, Statements, migrations, sqlite_dialect
 from backends.sqlite_reader import Reader
 from backends.sqlite_writer import Writer
 from kvstore.backend import Batch, Outcome, Row
@@ -80,7 +80,7 @@ class Store:
         """Commit `count` rows."""
         for _ in range(count // 500):
             assert self.writer.commit(self.batch(500, value_bytes)).outcome is Outcome.COMMITTED
-            self.writer.checkpoint_if_due()
+            self.writer.tidy()
         return self
 
     def reader(self) -> Reader:
@@ -118,7 +118,7 @@ def single(directory: Path) -> Iterator[str]:
             began = time.perf_counter()
             run(n)
             taken[kind].append(time.perf_counter() - began)
-        store.writer.checkpoint_if_due()
+        store.writer.tidy()
     for kind, times in taken.items():
         yield f"{kind:18} {spread(times)}"
     store.close()
@@ -145,7 +145,7 @@ def commits(directory: Path) -> Iterator[str]:
                 began, cpu = time.perf_counter(), time.thread_time()
                 assert store.writer.commit(batch).outcome is Outcome.COMMITTED
                 taken.append(time.perf_counter() - began)
-                store.writer.checkpoint_if_due()
+                store.writer.tidy()
                 elapsed += time.perf_counter() - began
                 spent += time.thread_time() - cpu
             stored = count * len(taken)
@@ -187,8 +187,8 @@ def _create(page_bytes: int, without_rowid: bool, path: Path, shard: str) -> Non
     for statement in chain.from_iterable(m.statements for m in migrations(sqlite_dialect())):
         option = ", WITHOUT ROWID" if without_rowid and "TABLE revisions" in statement else ""
         connection.execute(statement + option)
-    connection.execute(STATEMENTS.insert_meta, (1, 1))
-    connection.execute(STATEMENTS.insert_fence, (1, 1, 1, shard, 0, 1, -1))
+    connection.execute(STATEMENTS.insert_meta, (1, SCHEMA_VERSION))
+    connection.execute(STATEMENTS.insert_fence, (1, 1, 1, shard, 0, 1, -1, 0))
     connection.close()
 
 
@@ -200,7 +200,7 @@ def _layout_commits(store: Store, value_bytes: int, count: int) -> str:
         began, cpu = time.perf_counter(), time.thread_time()
         assert store.writer.commit(batch).outcome is Outcome.COMMITTED
         taken.append(time.perf_counter() - began)
-        store.writer.checkpoint_if_due()
+        store.writer.tidy()
         spent += time.thread_time() - cpu
     stored = count * len(taken)
     log = (written_pages(store) - pages) * int(store.connection.pragma("page_size")) / stored
@@ -332,7 +332,7 @@ def drops(directory: Path) -> Iterator[str]:
         for start in range(0, len(ids), 1_000):
             batch = Batch(store.fence.epoch, store.tip, store.tip, drops=ids[start : start + 1_000])
             assert store.writer.commit(batch).outcome is Outcome.COMMITTED
-            store.writer.checkpoint_if_due()
+            store.writer.tidy()
         wall, spent = time.perf_counter() - began, time.thread_time() - spent
         pages = written_pages(store) - pages
         yield (
@@ -363,7 +363,7 @@ def checkpoints(directory: Path) -> Iterator[str]:
                 batch = store.batch(count)
                 began = time.perf_counter()
                 assert store.writer.commit(batch).outcome is Outcome.COMMITTED
-                store.writer.checkpoint_if_due()
+                store.writer.tidy()
                 taken.append(time.perf_counter() - began)
             store.close()
             worst, rate = quantile(taken, 0.999) * 1e3, total / sum(taken)

@@ -1,6 +1,6 @@
 """A VFS for SQLite that fails on demand, between SQLite and the operating system."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import apsw
@@ -19,6 +19,8 @@ class Faults(apsw.VFS):
         self.failed = 0
         self.durable: dict[str, bytes] = {}
         """Files as they were when they were last synced: what a power cut is sure to leave."""
+        self.on_sync: Callable[[], None] = _nothing
+        """Called after each sync, on the thread that did it."""
 
     def xOpen(  # noqa: N802 - SQLite's name
         self, name: str | apsw.URIFilename | None, flags: list[int]
@@ -55,6 +57,11 @@ class _File(apsw.VFSFile):
         self._faults.check("sync", self._path)
         super().xSync(flags)
         self._faults.durable[self._path] = super().xRead(super().xFileSize(), 0)
+        self._faults.on_sync()
+
+
+def _nothing() -> None:
+    """Nobody waits for a sync."""
 
 
 @contextmanager

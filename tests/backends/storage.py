@@ -10,13 +10,16 @@ from backends.sqlite import SqliteBackend
 from kvstore.backend import (
     Backend,
     Batch,
+    Cluster,
     CommitResult,
     Fence,
+    HomeRows,
     IndexRow,
     LeaseRow,
     Outcome,
     Row,
     RowId,
+    ShardRecord,
 )
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
@@ -28,10 +31,10 @@ Result = TypeVar("Result")
 class Storage(Protocol):
     """Something that keeps what is committed, and makes backends that hold it."""
 
-    def backend(self) -> Backend:
-        """A backend that has not been opened yet."""
+    def backend(self, shard: str = "first") -> Backend:
+        """A backend of that shard that has not been opened yet."""
 
-    def steal(self, epoch: int, tip: int) -> None:
+    async def steal(self, epoch: int, tip: int) -> None:
         """Write the fence row as another process would."""
 
 
@@ -39,15 +42,17 @@ class MemoryStorage:
     """A ``MemoryDisk``."""
 
     def __init__(self) -> None:
-        self.disk = MemoryDisk(cluster_id=2**64 - 1, member_id=2**63, shard="first")
+        self.disk = MemoryDisk(cluster_id=2**64 - 1, member_id=2**63)
 
-    def backend(self) -> Backend:
+    def backend(self, shard: str = "first") -> Backend:
         """Over the disk, with callbacks in later turns of the running loop."""
         return MemoryBackend(
-            self.disk, later=lambda step: asyncio.get_running_loop().call_soon(step)
+            self.disk,
+            later=lambda step: asyncio.get_running_loop().call_soon(step),
+            shard=shard,
         )
 
-    def steal(self, epoch: int, tip: int) -> None:
+    async def steal(self, epoch: int, tip: int) -> None:
         """The disk's fence."""
         self.disk.epoch, self.disk.tip = epoch, tip
 
@@ -59,11 +64,11 @@ class SqliteStorage:
         self.path = path
         self.config = config or SqliteConfig()
 
-    def backend(self) -> Backend:
+    def backend(self, shard: str = "first") -> Backend:
         """Over the file."""
-        return SqliteBackend(self.path, shard="first", config=self.config)
+        return SqliteBackend(self.path, shard=shard, config=self.config)
 
-    def steal(self, epoch: int, tip: int) -> None:
+    async def steal(self, epoch: int, tip: int) -> None:
         """By a connection that respects no lock file."""
         with raw(self.path) as connection:
             connection.execute("UPDATE fence SET epoch = ?, tip = ?", (epoch, tip))
@@ -77,9 +82,9 @@ class Session:
         self.fence: Fence
         self.tip = 0
 
-    async def open(self) -> "Session":
+    async def open(self, cluster: Cluster | None = None) -> "Session":
         """Open the backend."""
-        self.fence = await self.backend.open()
+        self.fence = await self.backend.open(cluster)
         self.tip = self.fence.tip
         return self
 
@@ -95,17 +100,29 @@ class Session:
         lease_puts: Sequence[LeaseRow] = (),
         lease_deletes: Sequence[int] = (),
         compact_revision: int | None = None,
+        tip: int | None = None,
+        reserved: int | None = None,
+        records: Sequence[ShardRecord] = (),
+        redo: Sequence[tuple[str, Row]] = (),
+        redo_drops: Sequence[int] = (),
+        shard_map: str | None = None,
     ) -> Batch:
-        """A batch on top of the tip."""
+        """A batch on top of the tip, up to its own last row unless it is told."""
+        last = rows[-1][0] if rows else self.tip
         return Batch(
             epoch=self.fence.epoch,
             tip_before=self.tip,
-            tip=rows[-1][0] if rows else self.tip,
+            tip=last if tip is None else tip,
             rows=list(rows),
             drops=list(drops),
             lease_puts={lease.id: lease for lease in lease_puts},
             lease_deletes=list(lease_deletes),
             compact_revision=compact_revision,
+            reserved=reserved,
+            records={record.shard: record for record in records},
+            redo=list(redo),
+            redo_drops=list(redo_drops),
+            shard_map=shard_map,
         )
 
     async def commit(self, batch: Batch) -> CommitResult:
@@ -144,11 +161,23 @@ class Session:
         """Leases by id."""
         return sorted(await self.backend.load_leases())
 
+    async def home(self) -> HomeRows:
+        """What home keeps for all shards, records by name."""
+        found = await self.backend.load_home()
+        return found._replace(records=sorted(found.records))
+
     async def defragment(self) -> None:
         """Defragment; raises what the backend reports."""
         error = await _answer(self.backend.defragment)
         if error is not None:
             raise error
+
+
+async def filled(path: Path) -> None:
+    """Make a store with one row in a file."""
+    session = await Session(SqliteBackend(path)).open()
+    await session.put(b"a")
+    await session.close()
 
 
 def put(revision: int, sub: int, key: bytes, *, value: bytes = b"v", lease: int = 0) -> Row:

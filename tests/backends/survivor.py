@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backends.sqlite import SqliteBackend
-from kvstore.backend import Batch, LeaseRow, Outcome, Row, RowId
+from kvstore.backend import Batch, HomeRows, LeaseRow, Outcome, Row, RowId, ShardRecord
 from kvstore.config import SqliteConfig
 from tests.backends.storage import Session
 
@@ -27,6 +27,23 @@ def rows_of(number: int, tip_before: int) -> list[Row]:
     ]
 
 
+def add_home_parts(batch: Batch, number: int) -> None:
+    """What batch ``number`` changes of what home keeps for all shards, if it does."""
+    if number % 3 == 1:
+        batch.reserved = number * 1_000
+    if number % 7 == 2:
+        name = f"shard {number % 5}"
+        batch.records[name] = ShardRecord(name, batch.tip, f"{number}/1")
+    if number % 29 == 4:
+        batch.shard_map = f"map {number}\n"
+    if number % 4 == 3:
+        batch.tip += 1 + number % 3
+        batch.redo = [
+            (f"shard {sub % 2}", (batch.tip, sub, b"over", batch.tip, 1, 0, b"%d" % sub * 200))
+            for sub in range(1 + number % 13)
+        ]
+
+
 class History:
     """All batches, from the first, and what is there after each."""
 
@@ -35,10 +52,18 @@ class History:
         self.tip = 1
         self.rows: dict[RowId, Row] = {}
         self.leases: dict[int, LeaseRow] = {}
+        self.reserved = 0
+        self._shard_map = ""
+        self._records: dict[str, ShardRecord] = {}
+        self._redo: list[tuple[str, Row]] = []
         self._added: list[list[Row]] = []
 
+    def home(self) -> HomeRows:
+        """What home keeps for all shards, records by name."""
+        return HomeRows(self._shard_map, sorted(self._records.values()), list(self._redo))
+
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """The next batches; each is in ``rows`` and ``leases`` once it is yielded."""
+        """The next batches; each is in what this tells once it is yielded."""
         while True:
             rows = rows_of(self.number, self.tip)
             old = self._added[-DROP_DELAY] if len(self._added) >= DROP_DELAY else []
@@ -47,6 +72,10 @@ class History:
             batch = Batch(epoch, self.tip, rows[-1][0], rows, drops)
             if self.number % 2:
                 batch.lease_puts[lease.id] = lease
+            if self.number % 8 == 5:
+                batch.redo_drops = sorted({row[0] for _, row in self._redo[:20]})
+            add_home_parts(batch, self.number)
+            self._add_home(batch)
             self._added.append(rows)
             self.rows.update({(row[0], 0): row for row in rows})
             for id_ in drops:
@@ -55,6 +84,15 @@ class History:
             self.number += 1
             self.tip = batch.tip
             yield batch
+
+    def _add_home(self, batch: Batch) -> None:
+        if batch.reserved is not None:
+            self.reserved = batch.reserved
+        if batch.shard_map is not None:
+            self._shard_map = batch.shard_map
+        self._records.update(batch.records)
+        self._redo = [(to, row) for to, row in self._redo if row[0] not in batch.redo_drops]
+        self._redo += batch.redo
 
 
 async def main(path: Path) -> None:

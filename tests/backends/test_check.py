@@ -10,7 +10,7 @@ from backends import check as checking
 from backends import sqlite_file
 from backends.check import Report, check
 from backends.memory import MemoryDisk
-from backends.schema import Statements, sqlite_dialect
+from backends.schema import SCHEMA_VERSION, Statements, sqlite_dialect
 from backends.sqlite_writer import Writer
 from kvstore.backend import Batch, LeaseRow, Outcome, Row
 from kvstore.config import SqliteConfig
@@ -64,7 +64,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def findings_of(rows: Iterable[Row], compact_revision: int) -> list[str]:
     """What is wrong with the chains of ``rows``."""
     report = Report(Path(), compact_revision=compact_revision)
-    chains = checking._Chains(report, None)
+    chains = checking._Chains(report, None, {}, alone=True)
     for revision, sub, key, create_revision, version, lease, value in rows:
         chains.add(revision, sub, key, create_revision, version, lease, len(value))
     chains.end()
@@ -83,7 +83,7 @@ def test_sound_store(path: Path) -> None:
     """A store as it is written has no findings, and is counted."""
     report = check(path)
     assert ([], True) == (report.findings, report.sound)
-    assert (9, 5, 1, "first", 1) == (
+    assert (9, 5, 1, "first", SCHEMA_VERSION) == (
         report.tip,
         report.compact_revision,
         report.epoch,
@@ -108,7 +108,7 @@ def test_compaction_may_be_anywhere(path: Path) -> None:
                 if chosen >> n & 1:
                     connection.execute("DELETE FROM revisions WHERE (revision, sub) = (?, ?)", id_)
             report = Report(path, compact_revision=COMPACT_REVISION)
-            chains = checking._Chains(report, {7})
+            chains = checking._Chains(report, {7}, {}, alone=True)
             for row in connection.execute(
                 "SELECT revision, sub, key, create_revision, version, lease, length(value)"
                 " FROM revisions ORDER BY revision, sub"
@@ -335,13 +335,6 @@ def test_findings_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     report = check(path)
     assert 3 == len(report.findings)
     assert 8 <= report.findings_total
-
-
-def test_leases_of_other_shards_are_not_looked_for(path: Path) -> None:
-    """Leases live on the home shard: elsewhere their rows are not missed."""
-    with raw(path) as connection:
-        connection.execute("DELETE FROM leases")
-    assert check(path, holds_leases=False).sound
 
 
 def test_store_in_use_is_refused(path: Path) -> None:

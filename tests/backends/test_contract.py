@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from backends.schema import SIZE_MAX
-from kvstore.backend import Batch, CommitResult, LeaseRow, Outcome, Row
+from kvstore.backend import Batch, Cluster, CommitResult, LeaseRow, Outcome, Row
 from kvstore.errors import BackendError
 from tests.backends.storage import Session, Storage, put
 
@@ -35,6 +35,19 @@ async def test_identity_stays_and_epoch_grows(storage: Storage) -> None:
         await session.close()
     assert [1, 2, 3] == [fence.epoch for fence in fences]
     assert 1 == len({fence._replace(epoch=0) for fence in fences})
+
+
+async def test_what_was_there_before_is_not_made(storage: Storage) -> None:
+    """A known shard of which there is nothing is refused, or out of reach; a new one is made."""
+    cluster = Cluster(7, 8)
+    backend = storage.backend()
+    with pytest.raises(BackendError):
+        await backend.open(cluster, known=True)
+    session = await Session(backend).open(cluster)
+    assert (1, 7, 1) == (session.fence.epoch, session.fence.cluster_id, session.fence.tip)
+    await session.close()
+    assert 2 == (await backend.open(cluster, known=True)).epoch
+    await backend.close()
 
 
 async def test_everything_survives_a_reopen(storage: Storage) -> None:
@@ -71,7 +84,7 @@ async def test_fence_refuses_another_epoch(storage: Storage) -> None:
     """Once another process has raised the epoch, a batch of any kind stores nothing."""
     session = await Session(storage.backend()).open()
     await session.put(b"a")
-    storage.steal(session.fence.epoch + 1, session.tip)
+    await storage.steal(session.fence.epoch + 1, session.tip)
     refused = [
         session.batch([put(3, 0, b"b")]),
         session.batch([put(3, 0, b"b")], drops=[(2, 0)]),
@@ -110,7 +123,7 @@ async def test_fence_refuses_a_tip_that_moved_on(storage: Storage) -> None:
     """A fence row whose tip is beyond ours stops us even if its epoch is ours."""
     session = await Session(storage.backend()).open()
     await session.put(b"a")
-    storage.steal(session.fence.epoch, 99)
+    await storage.steal(session.fence.epoch, 99)
     assert Outcome.FENCED is (await session.commit(session.batch([put(3, 0, b"b")]))).outcome
     assert Outcome.FENCED is (await session.commit(session.batch(drops=[(2, 0)]))).outcome
     assert [put(2, 0, b"a")] == await session.rows()
@@ -202,7 +215,7 @@ async def test_empty_batch_only_asks_the_fence(storage: Storage) -> None:
     """A batch without any change is committed while the shard is ours and fenced when it is not."""
     session = await Session(storage.backend()).open()
     assert COMMITTED == await session.commit(session.batch())
-    storage.steal(session.fence.epoch + 1, session.tip)
+    await storage.steal(session.fence.epoch + 1, session.tip)
     assert Outcome.FENCED is (await session.commit(session.batch())).outcome
     await session.close()
 

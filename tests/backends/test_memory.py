@@ -1,7 +1,10 @@
 """The memory backend under a test's hand: where a commit can be stopped, and what a crash keeps."""
 
+import pytest
+
 from backends.memory import MemoryBackend, MemoryDisk, Steps, at_once
 from kvstore.backend import Batch, CommitResult, Outcome
+from kvstore.errors import BackendError, UnreachableError
 from tests.backends.storage import put
 
 BATCH = Batch(epoch=1, tip_before=1, tip=2, rows=[put(2, 0, b"a")])
@@ -93,3 +96,29 @@ async def test_at_once_answers_inside_the_call() -> None:
     told: list[CommitResult] = []
     backend.commit(BATCH, told.append)
     assert [CommitResult(Outcome.COMMITTED)] == told
+
+
+async def test_a_disk_that_is_out_of_reach_is_not_opened() -> None:
+    """Nobody at the other end is told apart from a refusal, and changes nothing; once there is
+    somebody, the disk is opened.
+    """
+    disk = MemoryDisk(reachable=False)
+    with pytest.raises(UnreachableError):
+        await MemoryBackend(disk, later=at_once).open()
+    assert (0, None) == (disk.epoch, disk.holder)
+    disk.reachable = True
+    fence = await MemoryBackend(disk, later=at_once).open()
+    assert 1 == fence.epoch
+    with pytest.raises(BackendError) as refused:
+        await MemoryBackend(disk, later=at_once).open()
+    assert not isinstance(refused.value, UnreachableError)
+
+
+async def test_the_disks_origin_is_told() -> None:
+    """A test may give a disk an origin and change it, as a failover does."""
+    disk = MemoryDisk(origin="1/1")
+    backend = MemoryBackend(disk, later=at_once)
+    assert "1/1" == (await backend.open()).origin
+    await backend.close()
+    disk.origin = "1/2"
+    assert "1/2" == (await backend.open()).origin

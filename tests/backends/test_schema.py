@@ -6,7 +6,15 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from backends import schema
-from backends.schema import SIZE_MAX, Sized, Statements, signed, sqlite_dialect, unsigned
+from backends.schema import (
+    SIZE_MAX,
+    Sized,
+    Statements,
+    migrations,
+    signed,
+    sqlite_dialect,
+    unsigned,
+)
 
 STATEMENTS = Statements(sqlite_dialect())
 
@@ -18,16 +26,21 @@ def test_tables_compile_for_postgresql() -> None:
         name: " ".join(str(CreateTable(table).compile(dialect=dialect)).split())
         for name, table in schema.revisions.metadata.tables.items()
     }
-    assert {"revisions", "leases", "fence", "meta"} == set(made)
+    assert {table.name for table in schema.tables()} == set(made)
+    assert 7 == len(made)
     assert "key BYTEA NOT NULL, create_revision BIGINT NOT NULL" in made["revisions"]
     assert made["revisions"].endswith("value BYTEA NOT NULL, PRIMARY KEY (revision, sub) )")
     assert "STRICT" not in "".join(made.values())
+    assert "SERIAL" not in "".join(made.values())
+    first, second = migrations(dialect)
+    assert 4 == len(first.statements)
+    assert "ADD COLUMN reserved BIGINT DEFAULT 0 NOT NULL" in second.statements[0]
 
 
 def test_statements_are_kept_prepared() -> None:
     """The driver keeps statements of less than 16 KiB; ours are, in their largest size too."""
     sized = [value for value in vars(STATEMENTS).values() if isinstance(value, Sized)]
-    assert 5 == len(sized)
+    assert 9 == len(sized)
     assert all(len(text) < 16 * 1024 for each in sized for text in each.texts.values())
     assert SIZE_MAX == max(sized[0].texts)
 

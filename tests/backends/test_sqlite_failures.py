@@ -14,11 +14,19 @@ import pytest
 from backends import sqlite, sqlite_file
 from backends.sqlite import SqliteBackend
 from backends.sqlite_writer import Writer
-from kvstore.backend import Batch, CommitResult, LeaseRow, Outcome, Row
+from kvstore.backend import (
+    Batch,
+    CommitResult,
+    HomeRows,
+    LeaseRow,
+    Outcome,
+    Row,
+    ShardRecord,
+)
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError, ReadsFullError
 from tests.backends.faults import Faults, faults_under_sqlite
-from tests.backends.raw import raw
+from tests.backends.raw import raw, writing
 from tests.backends.storage import Session, put
 
 COMMITTED = CommitResult(Outcome.COMMITTED)
@@ -49,15 +57,23 @@ async def session(path: Path, request: pytest.FixtureRequest) -> AsyncIterator[S
     await opened.close()
 
 
-def connection_of(session: Session) -> apsw.Connection:
-    """The connection that writes."""
-    assert isinstance(session.backend, SqliteBackend)
-    return session.backend._writer._connection
-
-
 def large(session: Session, count: int = 100) -> list[Row]:
     """Rows of 1 MB together."""
     return [put(session.tip + 1 + n, 0, b"%d" % n, value=bytes(10_000)) for n in range(count)]
+
+
+def over_shards(session: Session) -> Batch:
+    """One row, and 1 MB of others' rows after it, with all else that home keeps."""
+    redo = [("events", row) for row in large(session)]
+    return session.batch(
+        [put(session.tip + 1, 1, b"own")],
+        tip=redo[-1][1][0],
+        reserved=1 << 30,
+        records=[ShardRecord("events", 2, "")],
+        redo=redo,
+        redo_drops=[1],
+        shard_map="a map",
+    )
 
 
 def batches(session: Session) -> dict[str, Batch]:
@@ -67,6 +83,7 @@ def batches(session: Session) -> dict[str, Batch]:
         "one statement": session.batch(rows),
         "several statements": session.batch(rows, drops=[(1, 0)], compact_revision=2),
         "many rows": session.batch([put(3 + n, 0, b"k", value=bytes(999)) for n in range(1_000)]),
+        "home's parts": over_shards(session),
     }
 
 
@@ -89,7 +106,8 @@ def log_bytes(path: Path) -> int:
     return path.with_name("kvstore.db-wal").stat().st_size
 
 
-FORMS = ["one statement", "several statements", "many rows"]
+FORMS = ["one statement", "several statements", "many rows", "home's parts"]
+NOTHING = HomeRows("", [], [])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -98,14 +116,16 @@ async def test_full_database_stores_nothing_and_recovers(session: Session, form:
     and the same revisions are stored once there is room.
     """
     batch = batches(session)[form]
-    connection_of(session).pragma("max_page_count", 20)
+    (await writing(session.backend)).pragma("max_page_count", 20)
     result = await session.commit(batch)
     assert (Outcome.NOT_COMMITTED, True) == (result.outcome, "SQLITE_FULL" in result.reason)
     assert [put(2, 0, b"first")] == await session.rows()
+    assert NOTHING == await session.home()
     assert COMMITTED == await session.commit(session.batch(lease_puts=[LeaseRow(1, 2, 0)]))
-    connection_of(session).pragma("max_page_count", 1 << 30)
+    (await writing(session.backend)).pragma("max_page_count", 1 << 30)
     assert COMMITTED == await session.commit(batch)
     assert [put(2, 0, b"first"), *batch.rows] == await session.rows()
+    assert batch.redo == (await session.home()).redo
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -120,8 +140,10 @@ async def test_full_disk_stores_nothing_and_recovers(
         assert (Outcome.NOT_COMMITTED, True) == (result.outcome, "SQLITE_FULL" in result.reason)
     faults.failing.clear()
     assert [put(2, 0, b"first")] == await session.rows()
+    assert NOTHING == await session.home()
     assert COMMITTED == await session.commit(batch)
     assert [put(2, 0, b"first"), *batch.rows] == await session.rows()
+    assert batch.redo == (await session.home()).redo
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -133,7 +155,7 @@ async def test_io_error_breaks_the_store(
     path: Path, session: Session, faults: Faults, form: str, operation: str, code: int
 ) -> None:
     """After an I/O error on commit the batch is not acknowledged, and no later one either, even if
-    the disk seems well again; what had been acknowledged before is there.
+    the disk seems well again; what had been acknowledged before is there, for another process.
     """
     faults.failing[operation, "-wal"] = code
     result = await session.commit(batches(session)[form])
@@ -146,6 +168,8 @@ async def test_io_error_breaks_the_store(
     with pytest.raises(BackendError, match="SQLITE_IOERR"):
         await session.defragment()
     await session.close()
+    with pytest.raises(BackendError, match="cannot be trusted any more: SQLITE_IOERR"):
+        await session.backend.open()
     again = await Session(SqliteBackend(path)).open()
     assert put(2, 0, b"first") in await again.rows()
     await again.close()
@@ -197,7 +221,7 @@ async def test_fault_of_ours_breaks_the_store(
         raise RuntimeError("planted")
 
     if place == "_undone":
-        connection_of(session).pragma("max_page_count", 20)
+        (await writing(session.backend)).pragma("max_page_count", 20)
     monkeypatch.setattr(Writer, place, fails)
     results = [await session.commit(session.batch(large(session))) for _ in range(2)]
     first = Outcome.COMMITTED if place == "_checkpoint" else Outcome.BROKEN
@@ -278,7 +302,7 @@ async def test_rows_that_the_schema_refuses_break_the_store(session: Session) ->
 
 async def test_busy_is_a_definite_no(path: Path, session: Session) -> None:
     """A foreign process that holds the write lock costs a commit, not the store."""
-    connection_of(session).set_busy_timeout(1)
+    (await writing(session.backend)).set_busy_timeout(1)
     for batch in batches(session).values():
         with raw(path) as foreign:
             foreign.execute("BEGIN IMMEDIATE")
@@ -299,7 +323,7 @@ async def test_log_that_a_reader_holds_back_is_bounded(path: Path, session: Sess
     """A reader that does not end makes the log grow to its limit, where commits are refused; when
     it ends, they go on.
     """
-    connection_of(session).set_busy_timeout(1)
+    (await writing(session.backend)).set_busy_timeout(1)
     with raw(path) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM revisions").fetchall()
@@ -317,7 +341,7 @@ async def test_log_that_a_reader_holds_back_is_bounded(path: Path, session: Sess
 
 async def test_log_that_grew_is_cut_again(path: Path, session: Session) -> None:
     """Once the reader that made the log grow is gone, the log's file shrinks, too."""
-    connection_of(session).set_busy_timeout(1)
+    (await writing(session.backend)).set_busy_timeout(1)
     with raw(path) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM revisions").fetchall()

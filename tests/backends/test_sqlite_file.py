@@ -14,12 +14,13 @@ import apsw
 import pytest
 
 from backends import sqlite_file
-from backends.schema import Migration, migrations, sqlite_dialect
+from backends.schema import SCHEMA_VERSION, Migration, migrations, sqlite_dialect
 from backends.sqlite import SqliteBackend
+from kvstore.backend import Cluster
 from kvstore.config import SqliteConfig
 from kvstore.errors import BackendError
-from tests.backends.raw import raw
-from tests.backends.storage import Session, put
+from tests.backends.raw import raw, writing
+from tests.backends.storage import Session, filled, put
 
 NOBODY = 65534
 SPILLING = SqliteConfig(page_cache_bytes=64 * 1024)
@@ -40,23 +41,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "kvstore.db"
 
 
-async def refusal(path: Path) -> str:
+async def refusal(path: Path, *, shard: str = "default", cluster: Cluster | None = None) -> str:
     """Why a store is not opened: one line that names it."""
-    backend = SqliteBackend(path)
+    backend = SqliteBackend(path, shard=shard)
     with pytest.raises(BackendError) as refused:
-        await backend.open()
+        await backend.open(cluster)
     await backend.close()
     reason = str(refused.value)
     assert "\n" not in reason
     assert path.name in reason
     return reason
-
-
-async def filled(path: Path) -> None:
-    """Make a store with one row."""
-    session = await Session(SqliteBackend(path)).open()
-    await session.put(b"a")
-    await session.close()
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -99,8 +93,7 @@ async def test_clean_close_leaves_one_database_file(path: Path, tmp_path: Path) 
 async def test_durability_settings_are_in_force(path: Path) -> None:
     """What a power cut survives by is set on the connection that writes."""
     session = await Session(SqliteBackend(path)).open()
-    assert isinstance(session.backend, SqliteBackend)
-    connection = session.backend._writer._connection
+    connection = await writing(session.backend)
     wanted: dict[str, object] = {
         "journal_mode": "wal",
         "synchronous": 2,
@@ -234,12 +227,32 @@ async def test_newer_schema_is_refused_and_untouched(path: Path, tmp_path: Path)
         connection.execute("UPDATE meta SET schema_version = 99")
     before = contents(tmp_path)
     assert "kvstore.db-wal" in before
-    assert "has schema version 99, this program knows 1" in await refusal(path)
+    assert f"version 99, this program knows {SCHEMA_VERSION}" in await refusal(path)
     after = contents(tmp_path)
-    before.pop("kvstore.db-shm")
-    after.pop("kvstore.db-shm")
     before["kvstore.db.lock"] = after["kvstore.db.lock"]
     assert before == after
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["closed", "killed"])
+async def test_another_shard_is_refused_and_untouched(
+    path: Path, tmp_path: Path, *, log: bool
+) -> None:
+    """A store of another cluster, or under another name, stays as it is, its log included, and
+    nothing is left beside it.
+    """
+    await filled(path)
+    if log:
+        with raw(path) as connection:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            connection.execute("UPDATE fence SET epoch = 7")
+    before = contents(tmp_path)
+    assert log is ("kvstore.db-wal" in before)
+    assert "belongs to cluster" in await refusal(path, cluster=Cluster(1, 2))
+    assert "holds the shard 'default', not 'other'" in await refusal(path, shard="other")
+    after = contents(tmp_path)
+    before["kvstore.db.lock"] = after["kvstore.db.lock"]
+    assert before == after
+    await filled(path)
 
 
 @pytest.mark.parametrize("table", ["meta", "fence"])
@@ -255,10 +268,10 @@ async def test_store_without_its_tables_is_refused(path: Path, table: str) -> No
 
 
 def newer_program(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
-    """Let this program know a schema version 2 that is reached by ``statements``."""
-    steps = [*migrations(sqlite_dialect()), Migration(2, statements)]
+    """Let this program know one more schema version, reached by ``statements``."""
+    steps = [*migrations(sqlite_dialect()), Migration(SCHEMA_VERSION + 1, statements)]
     monkeypatch.setattr(sqlite_file, "migrations", lambda _: steps)
-    monkeypatch.setattr(sqlite_file, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(sqlite_file, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
 
 
 async def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +285,7 @@ async def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPa
             await session.close()
     with raw(path) as connection:
         assert 7 == connection.execute("SELECT sum(a) FROM extra").get
-    assert "has schema version 2" in await refusal(path)
+    assert f"has schema version {SCHEMA_VERSION + 1}" in await refusal(path)
 
 
 async def test_migration_is_whole_or_not_at_all(
@@ -404,14 +417,13 @@ async def test_defragmentation_copies_beside_the_database(path: Path, tmp_path: 
     """
     session = await Session(SqliteBackend(path, config=SPILLING)).open()
     await session.put(b"a", value=bytes(1_000_000))
-    assert isinstance(session.backend, SqliteBackend)
     before, opened = open_files(), set[Path]()
 
     def look() -> bool:
         opened.update(open_files())
         return False
 
-    session.backend._writer._connection.set_progress_handler(look, 10)
+    (await writing(session.backend)).set_progress_handler(look, 10)
     await session.defragment()
     assert {tmp_path} == {file.parent for file in opened - before}
     await session.close()

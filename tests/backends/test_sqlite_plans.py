@@ -70,9 +70,21 @@ def test_fence_is_one_row(connection: apsw.Connection) -> None:
     assert {FENCE, LAST} == set(plan(connection, STATEMENTS.raise_epoch))
 
 
+def searches(connection: apsw.Connection, text: str) -> list[str]:
+    """The lines about tables that are searched."""
+    lines = connection.execute("EXPLAIN QUERY PLAN " + text, (1,) * text.count("?"))
+    return [str(line[3]) for line in lines if str(line[3]).startswith("SEARCH")]
+
+
 def test_leases_are_found_by_id(connection: apsw.Connection) -> None:
     """Deletes of leases: one search per id."""
-    text = STATEMENTS.delete_leases.texts[8]
-    lines = connection.execute("EXPLAIN QUERY PLAN " + text, (1,) * 8)
-    details = [str(line[3]) for line in lines]
-    assert "SEARCH leases USING INTEGER PRIMARY KEY (rowid=?)" in details
+    found = searches(connection, STATEMENTS.delete_leases.texts[8])
+    assert ["SEARCH leases USING INTEGER PRIMARY KEY (rowid=?)"] == found
+
+
+def test_what_home_keeps_is_found_by_key(connection: apsw.Connection) -> None:
+    """Deletes of records and of redo rows: one search per name and per revision."""
+    by_name = "SEARCH shards USING COVERING INDEX sqlite_autoindex_shards_1 (name=?)"
+    assert [by_name] == searches(connection, STATEMENTS.delete_shards.texts[8])
+    by_revision = "SEARCH redo USING COVERING INDEX sqlite_autoindex_redo_1 (revision=?)"
+    assert [by_revision] == searches(connection, STATEMENTS.delete_redo.texts[8])

@@ -2,6 +2,7 @@ package compat
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -30,13 +31,19 @@ const (
 	reference37 = "bin/etcdref37 -dir {dir} -listen http://127.0.0.1:{port}"
 )
 
+var shards = flag.Bool("shards", false, "the server of this checkout has the map of shards.yaml")
+
 // subjectCommand is the template of the server under test; {dir} and {port} are filled in.
 func subjectCommand() string {
 	if !ownServer() {
 		return os.Getenv("KVSTORE_CMD")
 	}
-	return "../../.venv/bin/kvstore serve" +
+	command := "../../.venv/bin/kvstore serve" +
 		" --data-dir {dir} --listen-client-urls http://127.0.0.1:{port}"
+	if *shards {
+		command += " --config shards.yaml"
+	}
+	return command
 }
 
 // ownServer tells whether the server under test is that of this checkout.

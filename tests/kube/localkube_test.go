@@ -21,7 +21,7 @@ const localKube = "../../deploy/local-kube.sh"
 // kubectl line that it prints, create objects, and end it with an interrupt.
 func TestLocalKube(t *testing.T) {
 	dir := t.TempDir()
-	s := newStore(t, dir)
+	s := newStore(t, dir, usualCommand())
 	defer s.Kill()
 	port, err := controlplane.FreePort()
 	check(t, err)

@@ -9,6 +9,7 @@ package kube
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -47,12 +48,22 @@ type store struct {
 	logPath string
 }
 
-func newStore(t *testing.T, dir string) *store {
-	t.Helper()
+var shards = flag.Bool("shards", false, "our own store has the map of shards.yaml")
+
+// usualCommand is the command of a store for which a test asks nothing in particular.
+func usualCommand() string {
 	command := os.Getenv("KVSTORE_CMD")
 	if command == "" {
 		command = storeCommand
+		if *shards {
+			command += " --config shards.yaml"
+		}
 	}
+	return command
+}
+
+func newStore(t *testing.T, dir, command string) *store {
+	t.Helper()
 	port, err := controlplane.FreePort()
 	check(t, err)
 	data := filepath.Join(dir, "store")
@@ -114,6 +125,12 @@ type cluster struct {
 // The directory with both logs is kept and named if t failed.
 func newCluster(t *testing.T, flags ...string) *cluster {
 	t.Helper()
+	return newClusterOn(t, usualCommand(), flags...)
+}
+
+// newClusterOn is newCluster with a store of that command.
+func newClusterOn(t *testing.T, command string, flags ...string) *cluster {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "kube-suite-")
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -122,7 +139,7 @@ func newCluster(t *testing.T, flags ...string) *cluster {
 		cancel()
 		c.close(t)
 	})
-	c.store = newStore(t, dir)
+	c.store = newStore(t, dir, command)
 	c.startAPI(t, flags...)
 	return c
 }

@@ -27,6 +27,7 @@ type options struct {
 	limit     int64
 	watchers  int
 	prefix    string
+	spread    int
 	pids      []string
 	since     int64
 }
@@ -48,6 +49,7 @@ func parse() options {
 	flag.Int64Var(&o.limit, "limit", 500, "list, page: keys in an answer; 0 is all")
 	flag.IntVar(&o.watchers, "watchers", 100, "fanout: watchers")
 	flag.StringVar(&o.prefix, "prefix", "/registry/pods/", "prefix of all keys")
+	flag.IntVar(&o.spread, "spread", 0, "create, update: folders below the prefix, 0/ and so on")
 	flag.Int64Var(&o.since, "since", 0, "first: when the server was started, in Unix nanoseconds")
 	pids := flag.String("pids", "", "processes of the server, separated by commas")
 	flag.Parse()

@@ -79,8 +79,15 @@ def in_turns(work: Work, servers: Sequence[Server], repetitions: int, seconds: i
         made = work.measure(servers[::order], seconds)
         for kept, run in zip(runs[::order], made, strict=True):
             kept.append(run)
+    return described(work.name, seconds, *runs)
+
+
+def described(
+    name: str, seconds: int, reference: list[Run], subject: list[Run], **versions: str
+) -> Measured:
+    """The runs with all that they were made on; ``versions`` are of what else took part."""
     return Measured(
-        work=work.name,
+        work=name,
         date=datetime.now(UTC).date().isoformat(),
         commit=commit(),
         machine=machine(),
@@ -88,10 +95,11 @@ def in_turns(work: Work, servers: Sequence[Server], repetitions: int, seconds: i
             "etcd": etcd_version(),
             "kvstore": version("kvstore"),
             "python": python(),
+            **versions,
         },
         seconds=seconds,
-        reference=runs[0],
-        subject=runs[1],
+        reference=reference,
+        subject=subject,
     )
 
 

@@ -40,7 +40,7 @@ func operation(o options) (func(context.Context, *worker) error, error) {
 		}, nil
 	case "create":
 		return func(ctx context.Context, w *worker) error {
-			key := fmt.Sprintf("%screate-%d-%d-%d", o.prefix, run, w.id, w.done)
+			key := fmt.Sprintf("%s%screate-%d-%d-%d", o.prefix, o.part(w), run, w.id, w.done)
 			return create(ctx, w.client, key, value)
 		}, nil
 	case "update":
@@ -67,6 +67,14 @@ func operation(o options) (func(context.Context, *worker) error, error) {
 	}
 }
 
+// part is the folder that a worker writes to, if they are to be spread over several.
+func (o options) part(w *worker) string {
+	if o.spread == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/", w.id%o.spread)
+}
+
 func create(ctx context.Context, client *clientv3.Client, key, value string) error {
 	response, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).
 		Then(clientv3.OpPut(key, value)).Commit()
@@ -81,7 +89,7 @@ func create(ctx context.Context, client *clientv3.Client, key, value string) err
 func update(ctx context.Context, w *worker, o options, run int64, value string) error {
 	const keysOfWorker = 8
 	own := w.draw(keysOfWorker)
-	key := fmt.Sprintf("%supdate-%d-%d-%d", o.prefix, run, w.id, own)
+	key := fmt.Sprintf("%s%supdate-%d-%d-%d", o.prefix, o.part(w), run, w.id, own)
 	response, err := w.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.ModRevision(key), "=", w.revisions[own])).
 		Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()

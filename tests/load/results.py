@@ -73,3 +73,17 @@ def line(figure: Figure, measured: Measured) -> tuple[str, bool]:
     if figure.goal is not None:
         text += f" (goal {'>=' if figure.larger_is_better else '<='} {figure.goal})"
     return text, figure.reached(part)
+
+
+def origins(results: list[Measured]) -> list[str]:
+    """What the results were measured on, one sentence for each difference."""
+    found = []
+    for measured in results:
+        on, of = measured.machine, measured.versions
+        found.append(
+            f"Medians of {len(measured.subject)}, in turns on one machine ({on['cpu']}, "
+            f"{on['cores']} cores, {on['memory_gib']} GiB, Linux {on['kernel']}): "
+            f"etcd {of['etcd']} and kvstore {of['kvstore']} at {measured.commit} "
+            f"on Python {of['python']}, {measured.date}."
+        )
+    return sorted(set(found))

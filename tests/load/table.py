@@ -1,17 +1,17 @@
-"""Write the speed table into the README from the stored results, or check that it is there."""
+"""Write both speed tables into the README from the stored results, or check that they are there."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Final
 
-from tests.load.results import RESULTS, Measured, amount, medians, ratio
+from tests.load import shards
+from tests.load.results import RESULTS, Measured, amount, medians, origins, ratio
 from tests.load.server import ROOT
 from tests.load.works import WORKS, Work, faults
 
 README: Final = ROOT / "README.md"
-BEGIN: Final = "<!-- speed-table:begin -->\n"
-END: Final = "<!-- speed-table:end -->\n"
+MARKS: Final = ("<!-- {}-table:begin -->\n", "<!-- {}-table:end -->\n")
 
 
 def rows(work: Work, measured: Measured) -> list[str]:
@@ -26,20 +26,6 @@ def rows(work: Work, measured: Measured) -> list[str]:
         told = "-" if part is None else f"{part:.2f}"
         found.append(f"| {work.meaning} | {figure.meaning} | {reference} | {subject} | {told} |")
     return found
-
-
-def origins(results: list[Measured]) -> list[str]:
-    """What the results were measured on, one sentence for each difference."""
-    found = []
-    for measured in results:
-        on, of = measured.machine, measured.versions
-        found.append(
-            f"Medians of {len(measured.subject)}, in turns on one machine ({on['cpu']}, "
-            f"{on['cores']} cores, {on['memory_gib']} GiB, Linux {on['kernel']}): "
-            f"etcd {of['etcd']} and kvstore {of['kvstore']} at {measured.commit} "
-            f"on Python {of['python']}, {measured.date}."
-        )
-    return sorted(set(found))
 
 
 def table(folder: Path) -> str:
@@ -58,20 +44,27 @@ def table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(readme: str, text: str) -> str:
-    """The README with the table between its marks; raises ValueError without marks."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + text + END + after
+def with_table(readme: str, name: str, text: str) -> str:
+    """The README with a table between its marks; raises ValueError without marks."""
+    begin, end = (mark.format(name) for mark in MARKS)
+    before, rest = readme.split(begin)
+    _, after = rest.split(end)
+    return before + begin + text + end + after
+
+
+def with_tables(readme: str, folder: Path) -> str:
+    """The README with the tables that the stored results make."""
+    readme = with_table(readme, "speed", table(folder))
+    return with_table(readme, "shards", shards.table(folder))
 
 
 def main() -> int:
-    """Write the table, or with ``--check`` only tell whether it is up to date."""
+    """Write the tables, or with ``--check`` only tell whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args()
     readme = README.read_text()
-    wanted = with_table(readme, table(RESULTS))
+    wanted = with_tables(readme, RESULTS)
     if asked.check:
         return 0 if readme == wanted else 1
     README.write_text(wanted)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import works
+from tests.load import shards, works
 from tests.load.results import RESULTS, Measured, amount, line, ratio
 from tests.load.server import LoadError, Run
-from tests.load.table import README, rows, table, with_table
+from tests.load.table import README, rows, table, with_table, with_tables
 from tests.load.works import WORKS
 
 WORK = WORKS[0]
@@ -80,14 +80,14 @@ def test_no_results_no_table(tmp_path: Path) -> None:
 def test_table_stays_between_its_marks() -> None:
     """What stands around the table is kept, and writing twice is writing once."""
     readme = "before\n<!-- speed-table:begin -->\nold\n<!-- speed-table:end -->\nafter\n"
-    once = with_table(readme, "new\n")
-    assert readme.replace("old", "new") == once == with_table(once, "new\n")
+    once = with_table(readme, "speed", "new\n")
+    assert readme.replace("old", "new") == once == with_table(once, "speed", "new\n")
 
 
 def test_readme_tells_the_stored_results() -> None:
-    """The README's table is the one that the stored results make."""
+    """The README's tables are those that the stored results make."""
     readme = README.read_text()
-    assert readme == with_table(readme, table(RESULTS))
+    assert readme == with_tables(readme, RESULTS)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,30 @@ def test_longest_stall_is_read_from_the_histogram() -> None:
     assert 0.02 == works._highest(stalls)
     with pytest.raises(LoadError):
         works._highest({0.01: 5, float("inf"): 6})
+
+
+def test_rows_of_shards_tell_what_was_wanted(measured: Measured, tmp_path: Path) -> None:
+    """A figure that is not as wanted says so, and one with a limit needs nothing beside it."""
+    spread, start = (
+        next(each for each in shards.COMPARISONS if each.name == name)
+        for name in ("shards-create", "postgres-start")
+    )
+    beside = replace(measured, work=spread.name, versions=measured.versions | {"postgresql": "17"})
+    rate, cpu = shards.rows(spread, beside)
+    assert "| one file | 2,000/s | 3,000/s | 1.50 | ratio >= 1 |" in rate
+    assert rate.endswith("|")
+    assert "missed" not in rate + cpu
+    slow = replace(beside, subject=[run(400, 100)] * 3)
+    assert all("**missed**" in row for row in shards.rows(spread, slow))
+    alone = replace(beside, work=start.name, reference=[], subject=[{"seconds": 5.1}])
+    assert ["missed" in row for row in shards.rows(start, alone)] == [True]
+    beside.store(tmp_path)
+    assert "PostgreSQL 17" in shards.table(tmp_path)
+
+
+def test_storm_that_did_not_pass_has_no_figures(measured: Measured) -> None:
+    """Its state stands in their place."""
+    storm = next(each for each in shards.COMPARISONS if each.name == "storm-killed")
+    failed: Run = {"errors": 1, "first_error": "FAIL: lost", "neighbours_noise_ratio": 1}
+    (row,) = shards.rows(storm, replace(measured, reference=[], subject=[failed]))
+    assert "FAIL: errors: 1; FAIL: lost" in row

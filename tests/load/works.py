@@ -26,6 +26,8 @@ class Figure:
     unit: str
     goal: float | None = None
     larger_is_better: bool = False
+    limit: float | None = None
+    """The largest value that is wanted, whatever the reference's is."""
 
     def reached(self, ratio: float) -> bool:
         """Whether the ratio of the subject's median to the reference's is as wanted."""

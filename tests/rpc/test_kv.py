@@ -52,7 +52,7 @@ def forget_values(engine: Stack) -> None:
     for chunk in store.index._chunks:
         chunk.hot = False
     store.index.evict(0, engine.commits.durable)
-    store._recent = RecentValues(store._config.recent_bytes_max, store._safe)
+    store._recent = [RecentValues(r._bytes_max, r._stored) for r in store._recent]
 
 
 def eight_keys(disk: MemoryDisk) -> Stack:

@@ -25,6 +25,8 @@ CALM_CALLS_MIN = 100
 """Calls without which a 99th percentile would be the worst of a few."""
 CALM_P99 = 0.5
 """Seconds; what a calm client waits at most while another attacks."""
+LATE_FACTOR = 4
+"""And as often as this what the machine keeps even us waiting: the server computes more."""
 RSS_GROWTH_MAX = 64 << 20
 """Bytes of memory that may stay after an attack: the allocator keeps some."""
 
@@ -66,7 +68,7 @@ class Target:
         """Ask for the statistics until they are as wanted."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                with suppress(json.JSONDecodeError):  # refused: too many connections
+                with suppress(json.JSONDecodeError, ConnectionResetError):  # refused: too many
                     found = await self.stats()
                     if wanted(found):
                         return found
@@ -162,7 +164,7 @@ async def _served_well(calm: Peer, body: bytes) -> AsyncIterator[None]:
         finally:
             over = True
     p99 = int((len(times) - 1) * 0.99)
-    assert sorted(times)[p99] < CALM_P99 + sorted(late)[p99], sorted(times)[-5:]
+    assert sorted(times)[p99] < CALM_P99 + LATE_FACTOR * sorted(late)[p99], sorted(times)[-5:]
 
 
 async def _given_back(under_attack: Target, before: Stats) -> None:
