@@ -15,6 +15,8 @@ from kvstore.transport import grpc
 TIMEOUT = 10.0
 CALL_TIMEOUT_US = 60_000_000
 DELETE_RANGE = b"/etcdserverpb.KV/DeleteRange"
+LEASE_REVOKE = b"/etcdserverpb.Lease/LeaseRevoke"
+NOT_FOUND = 5
 _PAGE = 5000
 
 
@@ -156,6 +158,15 @@ class Asking:
         end = requests.prefix_end(prefix)
         message = pb.DeleteRangeRequest(key=prefix, range_end=end).SerializeToString()
         await self.call(DELETE_RANGE, message)
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease, if it has not ended yet."""
+        message = pb.LeaseRevokeRequest(ID=lease).SerializeToString()
+        try:
+            await self.call(LEASE_REVOKE, message)
+        except AskError as error:
+            if error.code != NOT_FOUND:
+                raise
 
 
 async def reach(

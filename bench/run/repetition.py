@@ -14,23 +14,28 @@ records that this leaves behind, nothing else.
 import asyncio
 import json
 import shlex
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.client.asking import AskError, Asking, reach
 from bench.clock import MICROSECONDS, now_us, wait_until
 from bench.drive.worker import DRAIN_TIMEOUT, GRACE, Assignment
-from bench.plan import Disturbance, Plan, Trouble
+from bench.plan import Disturbance, Plan, Trouble, Verb
 from bench.records import (
     FINAL,
     INCIDENTS,
     NEVER_US,
+    OPS,
     SAMPLES,
     Facts,
+    Outcome,
     Recorder,
+    Records,
     row_counts,
     write_all,
     write_facts,
@@ -443,11 +448,25 @@ def _first(group: ExceptionGroup[Exception]) -> Exception:
     return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
-async def clean(host: str, port: int, prefix: bytes, hopeful: Callable[[], bool]) -> None:
+async def clean(
+    host: str, port: int, prefix: bytes, leases: Iterable[int], hopeful: Callable[[], bool]
+) -> None:
     """Delete what a run has left on a server that goes on without us; raises ``AskError``."""
     asking = await reach(host, port, CLEAN_TIMEOUT, hopeful)
     try:
         for key in (prefix,) if prefix else OWN_KEYS:
             await asking.delete(key)
+        for lease in leases:
+            await asking.revoke(lease)
     finally:
         asking.close()
+
+
+def granted(folder: Path) -> list[int]:
+    """The leases that a run is known to have got; none if its records could not be kept."""
+    try:
+        ops = Records(folder).frame(OPS)
+    except (OSError, ValueError):  # pyarrow's errors are either
+        return []
+    got = (ops["verb"] == Verb.GRANT) & (ops["outcome"] == Outcome.OK)
+    return [int(lease) for lease in np.unique(ops["lease"][got])]

@@ -32,7 +32,7 @@ from bench.report.session import (
     write_verdicts,
 )
 from bench.run.ceiling import measure as measure_ceiling
-from bench.run.repetition import Order, Progress, Repetition, clean
+from bench.run.repetition import Order, Progress, Repetition, clean, granted
 from bench.storms import Storm
 from bench.storms import idle_background as background
 from bench.targets import SLOW_SECONDS, START_TIMEOUT, Running, Target, TargetError
@@ -313,8 +313,8 @@ class Runner:
             return await self._run_once(Repetition(order, target.host, target.port, None))
         finally:
             try:
-                prefix = self._wish.prefix.encode()
-                await clean(target.host, target.port, prefix, lambda: not self.stopped)
+                prefix, leases = self._wish.prefix.encode(), granted(order.folder)
+                await clean(target.host, target.port, prefix, leases, lambda: not self.stopped)
             except AskError as error:
                 self._remark = f"what it wrote was not deleted: {error.text}"
 

@@ -1,5 +1,6 @@
 """The command as users meet it: what it refuses, what it leaves behind, how it ends."""
 
+import asyncio
 import json
 import re
 import signal
@@ -18,12 +19,15 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import main
+from bench.client.asking import reach
 from bench.options import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INVALID, EXIT_REFUSED
 from bench.plan import Verb
+from bench.records import OPS, Records
 from bench.report.results import Results
 from bench.run.session import Wish, make_plan
 from bench.storms import STORMS, bounds, meanings, told
 from bench.targets import Target
+from kvstore.pb import rpc_pb2 as pb
 from tests.bench.report.made import session as make_session
 
 ROOT = Path(__file__).parents[2]
@@ -65,8 +69,13 @@ def say(*words: str) -> tuple[int, str]:
 
 def run_storm(out: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run a small storm in a process of its own."""
+    return run_command("run", "selector-read", *SMALL, "--out", out, *words)
+
+
+def run_command(*words: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command of ours in a process of its own."""
     return subprocess.run(
-        [*COMMAND, "run", "selector-read", *SMALL, "--out", str(out), *words],
+        [*COMMAND, *map(str, words)],
         capture_output=True,
         check=False,
         cwd=ROOT,
@@ -349,6 +358,15 @@ def test_interrupted_a_run_keeps_and_reports_what_there_is(tmp_path: Path) -> No
     assert (out / "report.html").exists()
 
 
+async def leases_at(port: int) -> list[int]:
+    """Those that a server knows; to end one that it does not know is no error."""
+    asking = await reach("127.0.0.1", port, 5)
+    await asking.revoke(1)
+    raw = await asking.call(b"/etcdserverpb.Lease/LeaseLeases", b"")
+    await asking.leave()
+    return [lease.ID for lease in pb.LeaseLeasesResponse.FromString(raw).leases]
+
+
 @pytest.mark.slow
 def test_a_server_that_runs_is_left_as_it_was(tmp_path: Path) -> None:
     """Not empty: refused, unless a prefix keeps the run apart; afterwards nothing of it is left."""
@@ -370,6 +388,11 @@ def test_a_server_that_runs_is_left_as_it_was(tmp_path: Path) -> None:
             assert json.loads((records / "run.json").read_text())["prefix"] == "/theirs"
             done = run_storm(tmp_path / "two", "--target", f"it={url}")
             assert done.returncode in HELD, done.stderr  # the first run has cleaned up
+            events = ("run", "event-ttl", "--seconds", "2", "--reps", "1", "--out")
+            done = run_command(*events, tmp_path / "three", "--target", f"it={url}")
+            assert done.returncode in HELD, done.stderr
+            assert Verb.GRANT in Records(tmp_path / "three" / "it" / "0").frame(OPS)["verb"]
+            assert asyncio.run(leases_at(port)) == []
         finally:
             server.kill()
 
