@@ -237,7 +237,7 @@ class Worker:
     def _report(self) -> None:
         self._say(
             said="progress",
-            operations=len(self.site.recorders["ops"]),
+            calls=len(self.site.recorders["ops"]),
             events=len(self.site.recorders["events"]),
             connected=self._connected,
         )

@@ -64,7 +64,7 @@ class Progress:
     """How far a repetition is, for who watches."""
 
     stage: str = ""
-    operations: int = 0
+    calls: int = 0
     events: int = 0
     elapsed_us: int = 0
     duration_us: int = 1
@@ -204,7 +204,7 @@ class Repetition:
     def _hear(self, part: int, said: Mapping[str, Any]) -> None:
         self._heard[part] = said
         heard = self._heard.values()
-        self._progress.operations = sum(one["operations"] for one in heard)
+        self._progress.calls = sum(one["calls"] for one in heard)
         self._progress.events = sum(one["events"] for one in heard)
         if any(one["connected"] for one in heard):
             self._lost_us = 0

@@ -48,7 +48,7 @@ class Show:
             self._bars.start()  # not before: a refusal is one line and nothing else
             name = f"{target} {number + 1}/{self._repetitions}"
             self._bar[key] = self._bars.add_task(name, total=done.duration_us, text="")
-        text = f"{done.stage:9} {done.operations:>9,} operations {done.events:>9,} events"
+        text = f"{done.stage:9} {done.calls:>9,} calls {done.events:>9,} events"
         text += f", killed {counted(done.kills, 'time')}" if done.kills else ""
         text += f", {done.note}" if done.note else ""
         elapsed_us = min(max(done.elapsed_us, 0), done.duration_us)
