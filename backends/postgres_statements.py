@@ -198,6 +198,14 @@ RELEASE: Final = _text(
 )
 """(holder, epoch): nobody holds the shard from now on, unless it has been taken since."""
 
+MARK_LOST: Final = _text(
+    update(fence)
+    .values(origin=bindparam("new_origin"))
+    .where(_OWN, _F.epoch == bindparam("seen_epoch"), _F.writes == bindparam("seen_writes")),
+    *("new_origin", "seen_epoch", "seen_writes"),
+)
+"""(origin, epoch, writes): what a start is told by, if nobody has written since that was seen."""
+
 _HELD_ORDER = ("my_epoch", "tip_before", "new_tip", "new_writes", "new_compact", "new_reserved")
 _advance = (
     update(fence)

@@ -16,8 +16,9 @@ Taking the shard anew has a patience of its own, for it must outlast a commit th
 
 **Lost data.** Taking anew requires that the row has at least the tip and the commit that were
 acknowledged. A standby that took over without them shows less: the shard is broken, for what is in
-memory is not what is stored. The row is left as it is, with the origin of before, so that the next
-start notices, too. A standby that lacks nothing is served like the database before.
+memory is not what is stored. The row's origin is marked with what it lacks, so that the next start
+refuses, too: an older copy of the files has the origin of before, and nothing else tells it from
+what it was. A standby that lacks nothing is served like the database before.
 """
 
 import secrets
@@ -56,6 +57,8 @@ _ABANDONED_MAX: Final = 16
 """Lost sessions that are remembered, to be ended if they are in the way; the oldest are forgotten.
 """
 _READ_ONLY: Final = "25006"
+_LACKS: Final = " lacks "
+"""Between an origin and the revision that was acknowledged and is not there."""
 
 
 @dataclass(slots=True)
@@ -181,12 +184,19 @@ class Writer:
             raise BackendError(
                 f"this shard belongs to the cluster {found:x}, not {cluster.cluster_id:x}"
             )
-        if row["origin"] not in ("", origin) and not self._config.accept_data_loss:
+        if row["origin"] in ("", origin) or self._config.accept_data_loss:
+            return
+        _, marked, lacks = row["origin"].partition(_LACKS)
+        if marked:
             raise BackendError(
-                f"this is not the database of before, but a copy of it or another one: its system"
-                f" identifier and timeline were {row['origin']} and are {origin}; what was"
-                " acknowledged may be missing. --accept-data-loss goes on without it"
+                f"acknowledged writes are lost: revision {lacks} was stored, and this database ends"
+                f" at {row['tip']}. --accept-data-loss goes on without them"
             )
+        raise BackendError(
+            f"this is not the database of before, but a copy of it or another one: its system"
+            f" identifier and timeline were {row['origin']} and are {origin}; what was"
+            " acknowledged may be missing. --accept-data-loss goes on without it"
+        )
 
     async def _take(self, session: Session, origin: str) -> Taken:
         session.warnings.clear()
@@ -285,6 +295,9 @@ class Writer:
                 return taken[0]
         found = (await session.run(sql.SELECT_FENCE)).rows
         if not found or found[0]["tip"] < self._tip or found[0]["writes"] < self._writes_committed:
+            if found:
+                mark = f"{origin}{_LACKS}{self._tip}"
+                await session.run(sql.MARK_LOST, mark, found[0]["epoch"], found[0]["writes"])
             self._end(
                 Outcome.BROKEN,
                 f"acknowledged writes are lost: revision {self._tip} was stored, and the database"

@@ -302,8 +302,8 @@ LOSSES = {
 async def test_acknowledged_writes_that_are_gone_break_the_shard(
     postgres_storage: PostgresStorage, loss: str
 ) -> None:
-    """A database that took over without what was acknowledged is not served, and the row keeps the
-    origin of before, so that the next start notices, too.
+    """A database that lacks what was acknowledged is not served, nor by the next start, though its
+    system and timeline are those of before, as an older copy of its files has them.
     """
     postgres_storage.config = CALM
     async with holding(postgres_storage) as held:
@@ -317,9 +317,18 @@ async def test_acknowledged_writes_that_are_gone_break_the_shard(
         assert held.told[0].startswith("broken: broken: ")
         assert "acknowledged writes are lost" in held.told[0]
         assert "--accept-data-loss" in held.told[0]
-        (row,) = await postgres_storage.sql("SELECT epoch, origin FROM fence")
-        assert (held.session.fence.epoch, origin) == (row["epoch"], row["origin"])
+        (row,) = await postgres_storage.sql("SELECT epoch, tip, origin FROM fence")
+        assert held.session.fence.epoch == row["epoch"]
+        assert row["origin"].startswith(f"{origin} lacks ")
         assert Outcome.BROKEN is (await held.session.commit(held.plain())).outcome
+    with pytest.raises(BackendError, match=f"revision 3 was stored, .* ends at {row['tip']}"):
+        await postgres_storage.backend().open()
+    postgres_storage.config = replace(CALM, accept_data_loss=True)
+    session = await Session(postgres_storage.backend()).open()
+    assert origin == session.fence.origin
+    await session.close()
+    postgres_storage.config = CALM
+    await (await Session(postgres_storage.backend()).open()).close()
 
 
 async def test_another_timeline_is_served_only_if_accepted(
