@@ -111,7 +111,7 @@ def _columns(rows: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
 
 
 def _why(shard: Row) -> str:
-    trouble = _printable(str(shard["trouble"]))
+    trouble = _printable(str(shard["trouble"]).removeprefix(f"{shard['state']}: "))
     return f": {trouble}" if trouble else ""
 
 
@@ -130,5 +130,12 @@ def _size(size: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """As it is, but for what a terminal would take for something else."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """As it is, but for bytes that are no text and what a terminal would take for an order."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # where ``prefix_text`` puts such a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -43,9 +43,9 @@ SHARD         KEYS    BYTES  IN USE  TIP  LAG  STATE
 core (home)  1,204  3.3 MiB   900 B   12    0  serving
 agents           -        -       -    -    -  missing: no \\x1b[2Janswer
 
-PREFIX     SHARD   KEYS
-/a/        agents     -
-/\u00e9\\udcff/  core       4"""
+PREFIX   SHARD   KEYS
+/a/      agents     -
+/\u00e9\\xff/  core       4"""
 
 
 def drawn_from(told: object) -> str:
@@ -56,6 +56,12 @@ def drawn_from(told: object) -> str:
 def test_tables() -> None:
     """Columns are aligned, what is not known is a dash, and no terminal is told what to do."""
     assert drawn_from(TOLD) == DRAWN
+
+
+def test_the_state_is_told_once() -> None:
+    """A shard that is lost for good has the word in its reason, too."""
+    lost = {**CORE, "state": "broken", "trouble": "broken: I/O error"}
+    assert drawn_from({"shards": [lost], "routes": []}).endswith("0  broken: I/O error")
 
 
 def test_one_shard() -> None:
