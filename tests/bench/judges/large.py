@@ -166,6 +166,7 @@ def _watches(folder: Path, names: list[bytes], of: Column, *columns: Column) -> 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
     if not (target / "run.json").exists():
         write_run(target, int(sys.argv[2]))
     else:
