@@ -184,19 +184,20 @@ class Writer:
             raise BackendError(
                 f"this shard belongs to the cluster {found:x}, not {cluster.cluster_id:x}"
             )
-        if row["origin"] in ("", origin) or self._config.accept_data_loss:
+        if self._config.accept_data_loss:
             return
-        _, marked, lacks = row["origin"].partition(_LACKS)
-        if marked:
+        before, _, lacks = row["origin"].partition(_LACKS)
+        if lacks and row["tip"] <= int(lacks):  # beyond it, the loss was accepted meanwhile
             raise BackendError(
                 f"acknowledged writes are lost: revision {lacks} was stored, and this database ends"
                 f" at {row['tip']}. --accept-data-loss goes on without them"
             )
-        raise BackendError(
-            f"this is not the database of before, but a copy of it or another one: its system"
-            f" identifier and timeline were {row['origin']} and are {origin}; what was"
-            " acknowledged may be missing. --accept-data-loss goes on without it"
-        )
+        if before not in ("", origin):
+            raise BackendError(
+                f"this is not the database of before, but a copy of it or another one: its system"
+                f" identifier and timeline were {before} and are {origin}; what was"
+                " acknowledged may be missing. --accept-data-loss goes on without it"
+            )
 
     async def _take(self, session: Session, origin: str) -> Taken:
         session.warnings.clear()
