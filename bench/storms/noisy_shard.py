@@ -240,11 +240,12 @@ def _still(ops: Frame, outages: list[_Outage]) -> Verdict:
         done = ops["done"]
         begun = (ops["sent"] >= at) & (ops["sent"] < until)
         inside = (done >= at + SETTLE_US) & (done < until - SETTLE_US)
-        concerned = lost & ~_failed(ops) if shard else ops["outcome"] != Outcome.UNKNOWN
-        answered = np.flatnonzero(inside & concerned)
+        concerned = lost if shard else np.ones(len(ops), np.bool_)
+        answered = np.flatnonzero(inside & concerned & ~_failed(ops))
+        stopped = "its shard" if shard else "the server"
         checked += int((begun & lost if shard else begun).sum())
         evidence += [
-            f"{_call(ops, row)} was answered at {done[row]} us, while the server was stopped"
+            f"{_call(ops, row)} was answered at {done[row]} us, while {stopped} was stopped"
             for row in answered
         ]
     rule, lacking = rule_of(_still), "there was no outage"

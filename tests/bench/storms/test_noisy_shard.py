@@ -86,6 +86,15 @@ def test_outage_that_was_none_is_found(played: Played, tmp_path: Path) -> None:
     assert violations(played, tmp_path) == [0, 0, 1]
 
 
+def test_a_refused_connection_is_no_answer(played: Played, tmp_path: Path) -> None:
+    """Of a server that was killed, calls are refused before they are sent: it answered nothing."""
+    (incident,) = played.rows["incidents"]
+    incident["trouble"] = Trouble.KILL
+    row = next(row for row in played.find("ops", verb=Verb.UPDATE) if row["done"] == GOING + 1_000)
+    row |= {"outcome": Outcome.REFUSED, "code": 14, "done": STOPPED + 200_000}
+    assert violations(played, tmp_path) == [0, 0, 0]
+
+
 def test_measures(played: Played, tmp_path: Path) -> None:
     """Noise and outage show in the neighbours' latencies of their phases alone."""
     good = noisy_shard.measures(played.records(tmp_path / "good"), SMALL)
