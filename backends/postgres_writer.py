@@ -23,7 +23,7 @@ what it was. A standby that lacks nothing is served like the database before.
 
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -296,21 +296,27 @@ class Writer:
                 return taken[0]
         found = (await session.run(sql.SELECT_FENCE)).rows
         if not found or found[0]["tip"] < self._tip or found[0]["writes"] < self._writes_committed:
-            if found:
-                mark = f"{origin}{_LACKS}{self._tip}"
-                await session.run(sql.MARK_LOST, mark, found[0]["epoch"], found[0]["writes"])
-            self._end(
-                Outcome.BROKEN,
-                f"acknowledged writes are lost: revision {self._tip} was stored, and the database"
-                f" ({origin}, before {self.origin}) ends at"
-                f" {found[0]['tip'] if found else 'nothing'}. To go on without them, restart with"
-                " --accept-data-loss",
-            )
+            await self._lost(session, found, origin)
         elif found[0]["holder"] != self._holder:
             self._end(Outcome.FENCED, "another server has taken the shard")
         else:
             raise UnreachableError("an earlier attempt of ours came in between")
         return None
+
+    async def _lost(
+        self, session: Session, found: Sequence[asyncpg.Record], origin: str
+    ) -> CommitResult:
+        """The row as ``found``, if there is one, lacks what was acknowledged: mark it, and end."""
+        ends_at = "nothing"
+        if found:
+            ends_at, *seen = found[0]["tip"], found[0]["epoch"], found[0]["writes"]
+            await session.run(sql.MARK_LOST, f"{origin}{_LACKS}{self._tip}", *seen)
+        return self._end(
+            Outcome.BROKEN,
+            f"acknowledged writes are lost: revision {self._tip} was stored, and the database"
+            f" ({origin}, before {self.origin}) ends at {ends_at}. To go on without them, restart"
+            " with --accept-data-loss",
+        )
 
     # -- committing ----------------------------------------------------------------------------
 
@@ -355,6 +361,9 @@ class Writer:
         if tag.endswith(" 0"):
             if others:
                 await session.command("ROLLBACK")
+            found = (await session.run(sql.SELECT_FENCE)).rows
+            if not found or found[0]["tip"] < self._tip:
+                return await self._lost(session, found, self.origin), 0
             return self._end(Outcome.FENCED, "another server has taken the shard"), 0
         moved = len(batch.rows) if first[0] == sql.INSERT_ROWS else 1
         assert tag.endswith(f" {moved}"), "all rows are stored, or none"

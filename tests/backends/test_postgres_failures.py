@@ -333,6 +333,25 @@ async def test_acknowledged_writes_that_are_gone_break_the_shard(
     await (await Session(postgres_storage.backend()).open()).close()
 
 
+async def test_an_older_state_is_noticed_by_the_next_commit(
+    postgres_storage: PostgresStorage,
+) -> None:
+    """An older dump put back while the connection lives is no other server: the shard is broken,
+    and the next start refuses it.
+    """
+    postgres_storage.config = CALM
+    async with holding(postgres_storage) as held:
+        await held.session.put(b"a")
+        await held.session.put(b"b")
+        await postgres_storage.sql("DELETE FROM revisions WHERE revision = 3")
+        await postgres_storage.sql("UPDATE fence SET tip = 2, writes = writes - 1")
+        result = await held.session.commit(held.plain())
+        assert Outcome.BROKEN is result.outcome
+        assert "revision 3 was stored, and the database" in result.reason
+    with pytest.raises(BackendError, match=r"revision 3 was stored, .* ends at 2"):
+        await postgres_storage.backend().open()
+
+
 async def test_another_timeline_is_served_only_if_accepted(
     postgres_storage: PostgresStorage,
 ) -> None:
