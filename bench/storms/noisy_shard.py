@@ -243,7 +243,7 @@ def _still(ops: Frame, outages: list[_Outage]) -> Verdict:
         concerned = lost if shard else np.ones(len(ops), np.bool_)
         answered = np.flatnonzero(inside & concerned & ~_failed(ops))
         stopped = "its shard" if shard else "the server"
-        checked += int((begun & lost if shard else begun).sum())
+        checked += int((begun & concerned).sum())
         evidence += [
             f"{_call(ops, row)} was answered at {done[row]} us, while {stopped} was stopped"
             for row in answered
